@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+// What differs between the compilers of one formula: g++ for each instruction set, nvcc for CUDA.
+#pragma once
+
+// Every file that holds kernel code is compiled once per target, each time into its own namespace, so that the
+// linker can never serve an AVX-512 copy of a function to the baseline. The build passes the name.
+#ifndef FASTLOSS_TARGET
+#error "the build must define FASTLOSS_TARGET (baseline, avx2, avx512, cuda or cuda_emulation)"
+#endif
+
+#if defined(__CUDACC__)
+#define FASTLOSS_INLINE __host__ __device__ __forceinline__
+#else
+#define FASTLOSS_INLINE inline __attribute__((always_inline))
+#endif
+
+#if defined(__AVX512F__)
+#define FASTLOSS_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define FASTLOSS_VECTOR_BYTES 32
+#else
+#define FASTLOSS_VECTOR_BYTES 16
+#endif

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+// Functions of a logit and powers, for numbers and for duals: shared by formulas, stable where the textbook form is not.
+#pragma once
+#include "core/dual.h"
+
+namespace fastloss::FASTLOSS_TARGET {
+
+// Everything a loss on logits needs, from one exponential and one logarithm: σ(x), σ(−x) = 1 − σ(x) without
+// cancellation, −ln σ(x) and −ln σ(−x) without overflow.
+template <class X>
+struct Logistic {
+  X probability;
+  X complement;
+  X cost_if_positive;  // −ln σ(x)
+  X cost_if_negative;  // −ln σ(−x)
+};
+
+template <class X>
+FASTLOSS_INLINE Logistic<X> logistic(const X& x) {
+  if constexpr (IsDual<X>) {
+    const auto of_value = logistic(x.value);
+    const auto slope = of_value.probability * of_value.complement;
+    return {chain(x, of_value.probability, slope), chain(x, of_value.complement, -slope),
+            chain(x, of_value.cost_if_positive, -of_value.complement),
+            chain(x, of_value.cost_if_negative, of_value.probability)};
+  } else {
+    const X decay = exp(-abs(x));  // never overflows
+    const X larger = X(1) / (X(1) + decay);
+    const X smaller = decay * larger;
+    const auto positive = x >= X(0);
+    const X tail = log1p(decay);
+    return {select(positive, larger, smaller), select(positive, smaller, larger), max(-x, X(0)) + tail,
+            max(x, X(0)) + tail};
+  }
+}
+
+template <class X>
+FASTLOSS_INLINE X sigmoid(const X& x) {
+  return logistic(x).probability;
+}
+
+// base^exponent for base ≥ 0 and one exponent for all elements. The base is clamped to the smallest normal number where
+// it would need a logarithm, so that an exponent below 1 has a finite slope at 0.
+template <class X, class T>
+FASTLOSS_INLINE X power(const X& base, T exponent) {
+  if constexpr (IsDual<X>) {
+    using V = value_type<X>;
+    const V b = base.value;
+    if (exponent == T(2)) return chain(base, b * b, V(2) * b);
+    if (exponent == T(1)) return base;
+    if (exponent == T(0)) return chain(base, V(1), V(0));
+    const V lower = power(b, exponent - T(1));
+    return chain(base, lower * b, V(exponent) * lower);
+  } else {
+    if (exponent == T(1)) return base;
+    if (exponent == T(2)) return base * base;
+    if (exponent == T(3)) return base * base * base;
+    if (exponent == T(4)) return (base * base) * (base * base);
+    if (exponent == T(0)) return X(1);
+    return exp(X(exponent) * log(max(base, X(smallest_normal<T>))));
+  }
+}
+
+}  // namespace fastloss::FASTLOSS_TARGET

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+// How CUDA engines see tensors of any dtype and stride: a few consecutive elements a thread as float or double in
+// registers. The dtype is the same for all threads, so a switch over it costs no divergence.
+#pragma once
+#include "core/cuda.h"
+#include "core/half.h"
+#include "core/layout.h"
+#include "core/types.h"
+
+namespace fastloss::FASTLOSS_TARGET {
+
+// How many consecutive elements a thread takes at a time where the layout permits: 16 bytes of float32. Doubles go one
+// by one, which wastes nothing: a warp's 32 are whole cache lines.
+template <class T>
+constexpr int kWide = sizeof(T) == 4 ? 4 : 1;
+
+template <class T>
+constexpr DType dtype_of = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
+
+constexpr std::size_t pack_alignment(std::size_t item, int width) {
+  return item * static_cast<std::size_t>(width) < 16 ? item * static_cast<std::size_t>(width) : 16;
+}
+
+// Consecutive elements that are read and written at once (in pieces of 16 bytes where they are more).
+template <class Item, int kWidth>
+struct alignas(pack_alignment(sizeof(Item), kWidth)) Pack {
+  Item item[kWidth];
+};
+
+// --- on the host: may a kernel use packs? ---
+
+constexpr bool is_floating(DType dtype) {
+  return dtype == DType::kFloat16 || dtype == DType::kBFloat16 || dtype == DType::kFloat32 || dtype == DType::kFloat64;
+}
+
+inline bool is_pack_aligned(const void* data, DType dtype, int width) {
+  return reinterpret_cast<std::uintptr_t>(data) % pack_alignment(static_cast<std::size_t>(item_size(dtype)), width) == 0;
+}
+
+// Whether a kernel may take `width` consecutive positions at a time: dimension 0 divides into packs, and each pack is
+// aligned in the operand's memory or, in an expanded operand, all the same element.
+inline bool is_packed(const Layout& layout, int operand, const void* data, DType dtype, int width) {
+  if (layout.dims == 0 || layout.size[0] % width != 0) return false;
+  if (data == nullptr || layout.stride[operand][0] == 0) return true;
+  if (layout.stride[operand][0] != 1 || !is_floating(dtype) || !is_pack_aligned(data, dtype, width)) return false;
+  for (int d = 1; d < layout.dims; ++d) {
+    if (layout.stride[operand][d] % width != 0) return false;
+  }
+  return true;
+}
+
+// --- on the device ---
+
+// The element of each operand at a position in walking order.
+template <int kOperands>
+FASTLOSS_DEVICE_INLINE void locate(const Layout& layout, int64_t position, int64_t (&offsets)[kOperands]) {
+  for (int k = 0; k < kOperands; ++k) offsets[k] = 0;
+  int64_t rest = position;
+  for (int d = 0; d < layout.dims; ++d) {
+    int64_t index = rest;
+    if (d + 1 < layout.dims) {
+      const int64_t size = layout.size[d];
+      // A division of 64 bits costs several of 32.
+      rest = layout.numel <= INT32_MAX ? static_cast<int64_t>(static_cast<uint32_t>(rest) / static_cast<uint32_t>(size))
+                                       : rest / size;
+      index -= rest * size;
+    }
+    for (int k = 0; k < kOperands; ++k) offsets[k] += index * layout.stride[k][d];
+  }
+}
+
+template <class T, class Item>
+FASTLOSS_DEVICE_INLINE T to_number(Item item) {
+  if constexpr (requires { item.bits; }) {
+    return T(to_float(item));
+  } else {
+    return T(item);
+  }
+}
+
+template <class Item, class T>
+FASTLOSS_DEVICE_INLINE Item to_item(T number) {
+  if constexpr (requires(Item item) { item.bits; }) {
+    return from_float<Item>(float(number));
+  } else {
+    return Item(number);
+  }
+}
+
+// The kWidth elements of an operand a thread works on: an aligned pack, or elements `stride` apart.
+struct Span {
+  int64_t offset;
+  int64_t stride;
+  bool is_pack;
+};
+
+template <int kWidth, class T, class Item>
+FASTLOSS_DEVICE_INLINE void load_items(T (&out)[kWidth], const Item* in, const Span& span) {
+  if constexpr (kWidth > 1) {
+    if (span.is_pack) {
+      const auto pack = *reinterpret_cast<const Pack<Item, kWidth>*>(in + span.offset);
+      for (int i = 0; i < kWidth; ++i) out[i] = to_number<T>(pack.item[i]);
+      return;
+    }
+  }
+  for (int i = 0; i < kWidth; ++i) out[i] = to_number<T>(in[span.offset + i * span.stride]);
+}
+
+template <int kWidth, class T, class Item>
+FASTLOSS_DEVICE_INLINE void store_items(Item* out, const T (&in)[kWidth], const Span& span) {
+  if constexpr (kWidth > 1) {
+    if (span.is_pack) {
+      Pack<Item, kWidth> pack;
+      for (int i = 0; i < kWidth; ++i) pack.item[i] = to_item<Item>(in[i]);
+      *reinterpret_cast<Pack<Item, kWidth>*>(out + span.offset) = pack;
+      return;
+    }
+  }
+  for (int i = 0; i < kWidth; ++i) out[span.offset + i * span.stride] = to_item<Item>(in[i]);
+}
+
+FASTLOSS_DEVICE_INLINE int64_t load_integer(const Input& in, int64_t offset) {
+  switch (in.dtype) {
+    case DType::kBool:
+    case DType::kUInt8:
+      return static_cast<const uint8_t*>(in.data)[offset];
+    case DType::kInt8:
+      return static_cast<const int8_t*>(in.data)[offset];
+    case DType::kInt16:
+      return static_cast<const int16_t*>(in.data)[offset];
+    case DType::kInt32:
+      return static_cast<const int32_t*>(in.data)[offset];
+    default:
+      return static_cast<const int64_t*>(in.data)[offset];
+  }
+}
+
+// Several elements are of a floating-point type; one may be an integer too.
+template <int kWidth, class T>
+FASTLOSS_DEVICE_INLINE void load(T (&out)[kWidth], const Input& in, const Span& span) {
+  switch (in.dtype) {
+    case DType::kFloat16:
+      return load_items(out, static_cast<const Half*>(in.data), span);
+    case DType::kBFloat16:
+      return load_items(out, static_cast<const BFloat16*>(in.data), span);
+    case DType::kFloat64:
+      return load_items(out, static_cast<const double*>(in.data), span);
+    case DType::kFloat32:
+      return load_items(out, static_cast<const float*>(in.data), span);
+    default:
+      if constexpr (kWidth == 1) out[0] = T(load_integer(in, span.offset));
+  }
+}
+
+template <int kWidth, class T>
+FASTLOSS_DEVICE_INLINE void store(const Output& out, const T (&in)[kWidth], const Span& span) {
+  switch (out.dtype) {
+    case DType::kFloat16:
+      return store_items(static_cast<Half*>(out.data), in, span);
+    case DType::kBFloat16:
+      return store_items(static_cast<BFloat16*>(out.data), in, span);
+    case DType::kFloat64:
+      return store_items(static_cast<double*>(out.data), in, span);
+    default:
+      return store_items(static_cast<float*>(out.data), in, span);
+  }
+}
+
+// A number behind a pointer: float32 or float64.
+FASTLOSS_DEVICE_INLINE double load_number(const Input& in) {
+  return in.dtype == DType::kFloat64 ? *static_cast<const double*>(in.data) : *static_cast<const float*>(in.data);
+}
+
+FASTLOSS_DEVICE_INLINE double resolve(const Scale& scale) {
+  if (scale.divisor.data == nullptr) return scale.factor;
+  const double divisor = load_number(scale.divisor);
+  return divisor == 0.0 ? 0.0 : scale.factor / divisor;
+}
+
+}  // namespace fastloss::FASTLOSS_TARGET

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT
+// The engines of one target, as its sources define them; backend.cpp gathers them.
+#pragma once
+#include "core/macros.h"
+#include "engines/backend.h"
+
+namespace fastloss::FASTLOSS_TARGET {
+
+void pointwise(const PointwiseArguments& arguments, const Execution& execution);
+void box_pair(const BoxPairArguments& arguments, const Execution& execution);
+void box_matrix(const BoxMatrixArguments& arguments, const Execution& execution);
+void box_crowd(const BoxCrowdArguments& arguments, const Execution& execution);
+void scale(const ScaleArguments& arguments, const Execution& execution);
+
+}  // namespace fastloss::FASTLOSS_TARGET

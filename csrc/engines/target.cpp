@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT
+// The engines of one target as a Backend. Compiled once per target, like the engines themselves.
+#include "engines/kernels.h"
+
+#define FASTLOSS_QUOTE_EXPANDED(text) #text
+#define FASTLOSS_QUOTE(text) FASTLOSS_QUOTE_EXPANDED(text)
+
+namespace fastloss::FASTLOSS_TARGET {
+
+extern const Backend kBackend;
+#if defined(FASTLOSS_TARGET_IS_CUDA)
+constexpr bool kNeedsWorkspace = true;
+#else
+constexpr bool kNeedsWorkspace = false;
+#endif
+const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET), kNeedsWorkspace, pointwise, box_pair, box_matrix, box_crowd, scale};
+
+}  // namespace fastloss::FASTLOSS_TARGET

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+// The formulas of one engine: a list of types, from which every backend builds its tables in the same order.
+#pragma once
+#include "core/macros.h"
+#include "engines/backend.h"
+
+namespace fastloss::FASTLOSS_TARGET {
+
+template <class... Formulas>
+struct List {
+  static constexpr int kSize = sizeof...(Formulas);
+
+  template <class Formula>
+  static constexpr LossInfo info() {
+    int device_parameter = -1;
+    if constexpr (requires { Formula::kDeviceParameter; }) device_parameter = Formula::kDeviceParameter;
+    bool weighted_mean = true;
+    if constexpr (requires { Formula::kWeightedMean; }) weighted_mean = Formula::kWeightedMean;
+    bool class_targets = false;
+    if constexpr (requires { Formula::kClassTargets; }) class_targets = Formula::kClassTargets;
+    static_assert(Formula::kParameters <= kMaxParameters);
+    return {Formula::kName, Formula::kParameters, device_parameter, weighted_mean, class_targets};
+  }
+  static constexpr LossInfo kInfo[kSize] = {info<Formulas>()...};
+
+  // A kernel table: Kernel<Formula>::run for every formula.
+  template <class Function, template <class> class Kernel>
+  struct Table {
+    static constexpr Function kRun[kSize] = {&Kernel<Formulas>::run...};
+  };
+};
+
+}  // namespace fastloss::FASTLOSS_TARGET

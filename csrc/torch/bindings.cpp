@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+// The Python module fastloss._C. Its functions call the operators of ops.cpp: pybind11 is the short way in for eager
+// calls (torch.ops would parse the arguments against the schema), torch.ops.fastloss the one that tracing understands.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engines/backend.h"
+#include "torch/checks.h"
+
+namespace fastloss {
+namespace {
+
+namespace py = pybind11;
+using Parameters = c10::SmallVector<double, kMaxParameters>;
+using OptionalNumber = std::optional<double>;
+
+std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+// A wrong type is an error of ours, with the names the caller knows, not pybind11's list of overloads.
+Tensor tensor(std::string_view loss, const char* argument, py::handle object) {
+  TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), public_name(loss), ": ", argument, " must be a Tensor, got ",
+                   type_name(object));
+  return THPVariable_Unpack(object.ptr());
+}
+
+OptionalTensor optional_tensor(std::string_view loss, const char* argument, py::handle object) {
+  if (object.is_none()) return std::nullopt;
+  return tensor(loss, argument, object);
+}
+
+std::string_view string(std::string_view loss, const char* argument, py::handle object) {
+  TORCH_CHECK_TYPE(PyUnicode_Check(object.ptr()), public_name(loss), ": ", argument, " must be a str, got ",
+                   type_name(object));
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
+  if (text == nullptr) throw py::error_already_set();
+  return {text, static_cast<size_t>(size)};
+}
+
+double number(std::string_view loss, const char* argument, py::handle object) {
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value == -1.0 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    TORCH_CHECK_TYPE(false, public_name(loss), ": ", argument, " must be a number, got ", type_name(object));
+  }
+  return value;
+}
+
+Parameters numbers(std::string_view loss, const py::tuple& tuple) {
+  Parameters result;
+  for (const py::handle item : tuple) result.push_back(number(loss, "every float parameter", item));
+  return result;
+}
+
+// avg_factor: None, a number or a 0-d tensor.
+std::pair<OptionalTensor, OptionalNumber> avg_factor(std::string_view loss, py::handle object) {
+  if (object.is_none()) return {};
+  if (THPVariable_Check(object.ptr())) return {THPVariable_Unpack(object.ptr()), std::nullopt};
+  return {std::nullopt, number(loss, "avg_factor", object)};
+}
+
+template <class Signature>
+auto find_operator(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+using LossSignature = Tensor(std::string_view, const Tensor&, const Tensor&, at::ArrayRef<double>,
+                             const OptionalTensor&, const OptionalTensor&, std::string_view, const OptionalTensor&,
+                             OptionalNumber);
+
+struct Names {
+  const char *first, *second, *extra;
+};
+
+Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names& names, std::string_view loss,
+                 py::handle first, py::handle second, const py::tuple& parameters, py::handle extra, py::handle weight,
+                 py::handle reduction, py::handle avg) {
+  const Tensor a = tensor(loss, names.first, first), b = tensor(loss, names.second, second);
+  const OptionalTensor c = optional_tensor(loss, names.extra, extra), w = optional_tensor(loss, "weight", weight);
+  const Parameters p = numbers(loss, parameters);
+  const std::string_view r = string(loss, "reduction", reduction);
+  const auto [avg_tensor, avg_number] = avg_factor(loss, avg);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, a, b, p, c, w, r, avg_tensor, avg_number);
+}
+
+Tensor pointwise(std::string_view loss, py::handle input, py::handle target, const py::tuple& parameters,
+                 py::handle pos_weight, py::handle weight, py::handle reduction, py::handle avg_factor) {
+  static const auto op = find_operator<LossSignature>("fastloss::pointwise");
+  return call_loss(op, {"input", "target", "pos_weight"}, loss, input, target, parameters, pos_weight, weight,
+                   reduction, avg_factor);
+}
+
+Tensor box_pair(std::string_view loss, py::handle boxes1, py::handle boxes2, const py::tuple& parameters,
+                py::handle device_parameter, py::handle weight, py::handle reduction, py::handle avg_factor) {
+  static const auto op = find_operator<LossSignature>("fastloss::box_pair");
+  return call_loss(op, {"boxes1", "boxes2", "iou_mean"}, loss, boxes1, boxes2, parameters, device_parameter, weight,
+                   reduction, avg_factor);
+}
+
+Tensor box_matrix(py::handle kind, py::handle boxes1, py::handle boxes2, const py::tuple& parameters) {
+  static const auto op =
+      find_operator<Tensor(std::string_view, const Tensor&, const Tensor&, at::ArrayRef<double>)>(
+          "fastloss::box_matrix");
+  constexpr const char* kName = "pairwise_box_iou";
+  const std::string_view k = string(kName, "kind", kind);
+  const Tensor a = tensor(kName, "boxes1", boxes1), b = tensor(kName, "boxes2", boxes2);
+  const Parameters p = numbers(kName, parameters);
+  const py::gil_scoped_release no_gil;
+  return op.call(k, a, b, p);
+}
+
+Tensor box_crowd(std::string_view loss, py::handle boxes, py::handle target_boxes, py::handle target_index,
+                 py::handle batch_index, py::handle target_batch_index, const py::tuple& parameters,
+                 py::handle reduction) {
+  static const auto op =
+      find_operator<Tensor(std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                           const OptionalTensor&, at::ArrayRef<double>, std::string_view)>("fastloss::box_crowd");
+  const Tensor a = tensor(loss, "boxes", boxes), b = tensor(loss, "target_boxes", target_boxes),
+               i = tensor(loss, "target_index", target_index);
+  const OptionalTensor batch = optional_tensor(loss, "batch_index", batch_index),
+                       target_batch = optional_tensor(loss, "target_batch_index", target_batch_index);
+  const Parameters p = numbers(loss, parameters);
+  const std::string_view r = string(loss, "reduction", reduction);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, a, b, i, batch, target_batch, p, r);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = FASTLOSS_TORCH_VERSION;  // the one it was compiled against
+  info["instruction_set"] = cpu_backend().name;
+  info["cuda"] = cuda_backend() != nullptr;
+  info["cuda_version"] = FASTLOSS_CUDA_VERSION;
+  info["cuda_architectures"] = FASTLOSS_CUDA_ARCHITECTURES;
+  return info;
+}
+
+// name → engine, of every formula compiled in.
+py::dict kernels() {
+  py::dict result;
+  const auto add = [&](const char* engine, const LossList& losses) {
+    py::list names;
+    for (int i = 0; i < losses.size; ++i) names.append(losses.begin[i].name);
+    result[engine] = names;
+  };
+  add("pointwise", catalogue().pointwise);
+  add("box_pair", catalogue().box_pair);
+  add("box_matrix", catalogue().box_matrix);
+  add("box_crowd", catalogue().box_crowd);
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  cpu_backend();  // an impossible FASTLOSS_CPU_ISA is reported at import, not at the first loss
+  module.def("pointwise", torch::wrap_pybind_function(pointwise));
+  module.def("box_pair", torch::wrap_pybind_function(box_pair));
+  module.def("box_matrix", torch::wrap_pybind_function(box_matrix));
+  module.def("box_crowd", torch::wrap_pybind_function(box_crowd));
+  module.def("build_info", build_info);
+  module.def("kernels", kernels);
+}
+
+}  // namespace fastloss

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""The one door to the extension: a function per engine, and the PyTorch twins the extension calls back.
+
+Eager calls go through pybind11, the shortest way; under ``torch.compile`` and ``torch.export`` they go through
+``torch.ops.fastloss``, which tracing understands. Both lead to the same operators.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from fastloss import _C
+except ImportError as error:
+    raise ImportError(
+        "fastloss's extension is not built for this Python and torch "
+        f"(torch {torch.__version__}): {error}\n"
+        "Build it from the project's folder with: pip install --no-build-isolation ."
+    ) from error
+
+Parameters = tuple[float, ...]
+
+
+def pointwise(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: Parameters = (),
+    *,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: str = "mean",
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    """A loss with one number per element."""
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.pointwise(
+            loss, input, target, parameters, pos_weight, weight, reduction, *_split(avg_factor)
+        )
+    return _C.pointwise(loss, input, target, parameters, pos_weight, weight, reduction, avg_factor)
+
+
+def box_pair(
+    loss: str,
+    boxes1: Tensor,
+    boxes2: Tensor,
+    parameters: Parameters,
+    *,
+    device_parameter: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    """A loss with one number per pair of boxes.
+
+    ``device_parameter`` stands for the NaN among ``parameters``: a number that lives on the device and is not to be
+    brought to the host.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.box_pair(
+            loss, boxes1, boxes2, parameters, device_parameter, weight, reduction, *_split(avg_factor)
+        )
+    return _C.box_pair(
+        loss, boxes1, boxes2, parameters, device_parameter, weight, reduction, avg_factor
+    )
+
+
+# The parameters of a similarity besides eps: its loss's defaults.
+_SIMILARITY_DEFAULTS: dict[str, Parameters] = {"ciou": (0.0,), "siou": (4.0,), "nwd": (12.8,)}
+
+
+def box_matrix(kind: str, boxes1: Tensor, boxes2: Tensor, eps: float) -> Tensor:
+    """A similarity of every box of one set with every box of another."""
+    parameters = (eps, *_SIMILARITY_DEFAULTS.get(kind, ()))
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.box_matrix(kind, boxes1, boxes2, parameters)
+    return _C.box_matrix(kind, boxes1, boxes2, parameters)
+
+
+def box_crowd(
+    loss: str,
+    boxes: Tensor,
+    target_boxes: Tensor,
+    target_index: Tensor,
+    parameters: Parameters,
+    *,
+    batch_index: Tensor | None = None,
+    target_batch_index: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """A loss of each box among the targets and boxes around it."""
+    call = torch.ops.fastloss.box_crowd if torch.compiler.is_compiling() else _C.box_crowd
+    return call(
+        loss, boxes, target_boxes, target_index, batch_index, target_batch_index, parameters, reduction
+    )
+
+
+def _split(avg_factor: float | Tensor | None) -> tuple[Tensor | None, float | None]:
+    """A schema has no "number or tensor": two arguments, one of which is None."""
+    if isinstance(avg_factor, Tensor):
+        return avg_factor, None
+    return None, avg_factor
+
+
+# ------------------------------------------------------------------------------------------------------------- the twins
+
+
+@functools.cache
+def _twin(loss: str) -> tuple[Callable[..., Tensor], tuple[str, ...], dict[str, str]]:
+    """The reference of a kernel, the names of its float parameters in order, and the string option its name carries."""
+    from fastloss import reference
+
+    name, _, option = loss.partition("/")
+    function = getattr(reference, name)
+    floats, options = [], {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in _TENSORS_AND_REDUCTION:
+            continue
+        if parameter.name == "mode":
+            options["mode"] = option
+        else:
+            floats.append(parameter.name)
+    return function, tuple(floats), options
+
+
+_TENSORS_AND_REDUCTION = frozenset(
+    "input inputs target targets boxes1 boxes2 boxes target_boxes target_index batch_index "
+    "target_batch_index weight pos_weight reduction avg_factor".split()
+)
+
+
+def _call_twin(
+    loss: str, tensors: tuple[Tensor, ...], parameters: Parameters, **arguments: Any
+) -> Tensor:
+    function, names, options = _twin(loss)
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return function(*tensors, **dict(zip(names, parameters, strict=True)), **options, **given)
+
+
+def _pointwise_reference(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: list[float],
+    extra: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: Tensor | None,
+    avg_number: float | None,
+) -> Tensor:
+    return _call_twin(
+        loss,
+        (input, target),
+        tuple(parameters),
+        pos_weight=extra,
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_number if avg_factor is None else avg_factor,
+    )
+
+
+def _box_pair_reference(
+    loss: str,
+    boxes1: Tensor,
+    boxes2: Tensor,
+    parameters: list[float],
+    extra: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: Tensor | None,
+    avg_number: float | None,
+) -> Tensor:
+    filled: Any = tuple(extra if math.isnan(value) else value for value in parameters)
+    return _call_twin(
+        loss,
+        (boxes1, boxes2),
+        filled,
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_number if avg_factor is None else avg_factor,
+    )
+
+
+def _box_matrix_reference(
+    kind: str, boxes1: Tensor, boxes2: Tensor, parameters: list[float]
+) -> Tensor:
+    from fastloss import reference
+
+    return reference.pairwise_box_iou(boxes1, boxes2, kind, parameters[0])
+
+
+def _box_crowd_reference(
+    loss: str,
+    boxes: Tensor,
+    target_boxes: Tensor,
+    target_index: Tensor,
+    batch_index: Tensor | None,
+    target_batch_index: Tensor | None,
+    parameters: list[float],
+    reduction: str,
+) -> Tensor:
+    return _call_twin(
+        loss,
+        (boxes, target_boxes, target_index),
+        tuple(parameters),
+        batch_index=batch_index,
+        target_batch_index=target_batch_index,
+        reduction=reduction,
+    )
+
+
+_library = torch.library.Library("fastloss", "IMPL")
+for _engine, _function in {
+    "pointwise": _pointwise_reference,
+    "box_pair": _box_pair_reference,
+    "box_matrix": _box_matrix_reference,
+    "box_crowd": _box_crowd_reference,
+}.items():
+    _library.impl(f"{_engine}_reference", _function, "CompositeImplicitAutograd")

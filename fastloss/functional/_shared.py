@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""What the public functions share: descriptions of common arguments, and the error of options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["documented", "option_error"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_SHARED = {
+    "boxes1": """\
+boxes1: Boxes (..., 4), usually the predictions: x1, y1, x2, y2 in any unit, of any floating
+    dtype and any strides. Zero-area and inverted boxes are allowed.""",
+    "boxes2": """\
+boxes2: Boxes of the same shape, usually the ground truth. The dtype may be another one.""",
+    "input": """\
+input: Predictions, any shape, any floating dtype, any strides.""",
+    "target": """\
+target: Targets of the same shape. The dtype may be another one.""",
+    "reduction": """\
+reduction: ``"none"``, ``"mean"`` or ``"sum"``.""",
+    "eps": """\
+eps: Added to denominators. Degenerate boxes have a finite loss and gradient while it is
+    above 0.""",
+    "box_weight": """\
+weight: Factor of every box pair, shape ``boxes1.shape[:-1]``. The mean divides by its sum.""",
+    "element_weight": """\
+weight: Factor of every element, the shape of the input. The mean divides by its sum.""",
+    "avg_factor": """\
+avg_factor: Number or 0-d tensor that ``"mean"`` divides the sum by, in place of what it
+    would count. It is never read by the host.""",
+    "box_returns": """\
+Returns:
+    The loss: shape ``boxes1.shape[:-1]`` for ``"none"``, else a 0-d tensor; float32, or float64
+    if one of the boxes is. The mean over no boxes is 0, with a gradient of 0.""",
+    "element_returns": """\
+Returns:
+    The loss: the shape of the input for ``"none"``, else a 0-d tensor; float32, or float64 if
+    input or target is. The mean over no elements is 0, with a gradient of 0.""",
+    "raises": """\
+Raises:
+    ValueError: For shapes, devices or options that do not fit.
+    TypeError: For dtypes that do not fit.""",
+}
+
+_PLACEHOLDER = re.compile(r"^( *)\{(\w+)\}$", re.MULTILINE)
+
+
+def documented(function: _Function) -> _Function:
+    """Fills every ``{name}`` that has a line of the docstring to itself with the shared text."""
+
+    def fill(match: re.Match[str]) -> str:
+        indent, name = match.groups()
+        return "\n".join(indent + line for line in _SHARED[name].split("\n"))
+
+    if function.__doc__ is not None:  # python -OO strips docstrings
+        function.__doc__ = _PLACEHOLDER.sub(fill, function.__doc__)
+    return function
+
+
+def option_error(function: str, argument: str, expected: str, value: object) -> ValueError:
+    """The error of an option whose value is not among those a function takes."""
+    return ValueError(f"{function}: {argument} must be {expected}, got {value!r}")

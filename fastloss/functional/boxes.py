@@ -1,0 +1,649 @@
+# SPDX-License-Identifier: MIT
+"""Losses between boxes (..., 4), given as x1, y1, x2, y2, and the similarities behind them."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from .. import _ops
+from ._shared import documented, option_error
+
+__all__ = [
+    "box_iou_loss",
+    "complete_box_iou_loss",
+    "distance_box_iou_loss",
+    "efficient_box_iou_loss",
+    "generalized_box_iou_loss",
+    "normalized_wasserstein_loss",
+    "pairwise_box_iou",
+    "repulsion_loss",
+    "scylla_box_iou_loss",
+    "sigmoid_aspect_box_iou_loss",
+    "wise_box_iou_loss",
+]
+
+_BOX_IOU_FORMULAS = {mode: f"box_iou_loss/{mode}" for mode in ("linear", "square", "log")}
+_WASSERSTEIN_FORMULAS = {
+    mode: f"normalized_wasserstein_loss/{mode}" for mode in ("exp", "sqrt", "log", "w2")
+}
+_PAIRWISE_KINDS = frozenset({"iou", "giou", "diou", "ciou", "eiou", "siou", "nwd"})
+
+
+@documented
+def box_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-7,
+    *,
+    mode: str = "linear",
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """IoU loss: how little two boxes overlap, relative to their union.
+
+    ``linear``: 1 - IoU; ``square``: 1 - IoU²; ``log``: -ln max(IoU, eps). IoU = I / (U + eps), with
+    I and U the areas of intersection and union. Boxes that do not overlap have a gradient of 0.
+
+    The logarithm is UnitBox: An Advanced Object Detection Network, 2016, arXiv 1608.01471.
+
+    Args:
+        {boxes1}
+        {boxes2}
+        {reduction}
+        {eps}
+        mode: ``"linear"``, ``"square"`` or ``"log"``.
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.box_iou_loss(boxes1, boxes2)
+        tensor([0.2373, 1.0000])
+        >>> F.box_iou_loss(boxes1, boxes2, mode="log")
+        tensor([ 0.2709, 16.1181])
+    """
+    formula = _BOX_IOU_FORMULAS.get(mode)
+    if formula is None:
+        raise option_error("box_iou_loss", "mode", "'linear', 'square' or 'log'", mode)
+    return _ops.box_pair(
+        formula,
+        boxes1,
+        boxes2,
+        (eps,),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def generalized_box_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-7,
+    *,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """GIoU loss: the IoU loss, with a pull together for boxes that do not overlap.
+
+    1 - (IoU - (C - U) / (C + eps)), with C the area of the smallest box around both and U the area
+    of the union. torchvision's values.
+
+    Generalized Intersection over Union: A Metric and A Loss for Bounding Box Regression, 2019,
+    arXiv 1902.09630.
+
+    Args:
+        {boxes1}
+        {boxes2}
+        {reduction}
+        {eps}
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.generalized_box_iou_loss(boxes1, boxes2)
+        tensor([0.2540, 1.1905])
+    """
+    return _ops.box_pair(
+        "generalized_box_iou_loss",
+        boxes1,
+        boxes2,
+        (eps,),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def distance_box_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-7,
+    *,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """DIoU loss: the IoU loss and the distance of the centres.
+
+    1 - (IoU - ρ² / (c² + eps)), with ρ the distance of the centres and c the diagonal of the
+    smallest box around both. torchvision's values.
+
+    Distance-IoU Loss: Faster and Better Learning for Bounding Box Regression, 2019,
+    arXiv 1911.08287.
+
+    Args:
+        {boxes1}
+        {boxes2}
+        {reduction}
+        {eps}
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.distance_box_iou_loss(boxes1, boxes2)
+        tensor([0.2376, 1.1912])
+    """
+    return _ops.box_pair(
+        "distance_box_iou_loss",
+        boxes1,
+        boxes2,
+        (eps,),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def complete_box_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-7,
+    *,
+    aspect_threshold: float = 0.0,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """CIoU loss: the DIoU loss and the difference of the aspect ratios.
+
+    1 - (DIoU - α v), with v = 4 / π² (atan(w₂ / h₂) - atan(w₁ / h₁))² and
+    α = v / (1 - IoU + v + eps), which has no gradient. torchvision's values, and finite also for
+    identical, flat and zero-area boxes.
+
+    Enhancing Geometric Factors in Model Learning and Inference for Object Detection and Instance
+    Segmentation, 2020, arXiv 2005.03572.
+
+    Args:
+        {boxes1}
+        {boxes2}
+        {reduction}
+        {eps}
+        aspect_threshold: α is 0 where the IoU is not above it, in [0, 1]. 0 switches that off;
+            mmdet uses 0.5.
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.complete_box_iou_loss(boxes1, boxes2)
+        tensor([0.2379, 1.1915])
+        >>> F.complete_box_iou_loss(boxes1, boxes2, aspect_threshold=0.5)
+        tensor([0.2379, 1.1912])
+    """
+    if not 0 <= aspect_threshold <= 1:
+        raise option_error(
+            "complete_box_iou_loss", "aspect_threshold", "in [0, 1]", aspect_threshold
+        )
+    return _ops.box_pair(
+        "complete_box_iou_loss",
+        boxes1,
+        boxes2,
+        (eps, aspect_threshold),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def efficient_box_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-7,
+    *,
+    gamma: float = 0.0,
+    detach_focal: bool = False,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """EIoU loss, and Focal-EIoU: the DIoU loss and the differences of the sides.
+
+    (1 - (DIoU - Δw² / (cw² + eps) - Δh² / (ch² + eps))) IoU^γ, with Δw and Δh the differences of
+    widths and heights, cw and ch the sides of the smallest box around both.
+
+    Focal and Efficient IOU Loss for Accurate Bounding Box Regression, 2021, arXiv 2101.08158.
+
+    Args:
+        {boxes1}
+        {boxes2}
+        {reduction}
+        {eps}
+        gamma: Exponent γ of the focal factor, at least 0. 0: EIoU; the paper's Focal-EIoU: 0.5.
+        detach_focal: Whether the focal factor is a constant for the gradient.
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.efficient_box_iou_loss(boxes1, boxes2)
+        tensor([0.2754, 1.3006])
+        >>> F.efficient_box_iou_loss(boxes1, boxes2, reduction="sum", gamma=0.5)
+        tensor(0.2405)
+    """
+    if not gamma >= 0:
+        raise option_error("efficient_box_iou_loss", "gamma", "at least 0", gamma)
+    return _ops.box_pair(
+        "efficient_box_iou_loss",
+        boxes1,
+        boxes2,
+        (eps, gamma, float(detach_focal)),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def scylla_box_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-7,
+    *,
+    theta: float = 4.0,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """SIoU loss: the IoU loss, a distance that minds the direction, and the shapes.
+
+    1 - IoU + (Δ + Ω) / 2. The distance cost is Δ = 2 - exp(-γ ρx) - exp(-γ ρy), with
+    ρx = (dx / cw)², ρy = (dy / ch)² and γ = 2 - sin 2α, where α is the angle of the line between
+    the centres. The shape cost is Ω = Σ (1 - exp(-|s₁ - s₂| / max(s₁, s₂)))^θ over the two sides s.
+    The signs are the paper's: distance is punished.
+
+    SIoU Loss: More Powerful Learning for Bounding Box Regression, 2022, arXiv 2205.12740.
+
+    Args:
+        {boxes1}
+        {boxes2}
+        {reduction}
+        {eps}
+        theta: Exponent θ of the shape cost, above 0; the paper's: 4.
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.scylla_box_iou_loss(boxes1, boxes2)
+        tensor([0.2384, 1.2363])
+    """
+    if not theta > 0:
+        raise option_error("scylla_box_iou_loss", "theta", "above 0", theta)
+    return _ops.box_pair(
+        "scylla_box_iou_loss",
+        boxes1,
+        boxes2,
+        (eps, theta),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def wise_box_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-7,
+    *,
+    version: int = 1,
+    iou_mean: Tensor | float | None = None,
+    alpha: float = 1.9,
+    delta: float = 3.0,
+    gamma: float = 0.5,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """WIoU loss: the IoU loss times an attention to the distance, focused on ordinary boxes.
+
+    r exp(ρ² / c²) (1 - IoU), with ρ the distance of the centres and c the diagonal of the smallest
+    box around both, which has no gradient. The focus is r = 1 (version 1), β^γ (version 2) or
+    β / (δ α^(β - δ)) (version 3), where β = (1 - IoU) / ``iou_mean``, without a gradient, tells how
+    much of an outlier a box is. :class:`fastloss.WiseBoxIoULoss` keeps the running mean.
+
+    Wise-IoU: Bounding Box Regression Loss with Dynamic Focusing Mechanism, 2023, arXiv 2301.10051.
+
+    Args:
+        {boxes1}
+        {boxes2}
+        {reduction}
+        {eps}
+        version: 1, 2 or 3.
+        iou_mean: Running mean of 1 - IoU, number or 0-d tensor. Versions 2 and 3 need it.
+        alpha: α of version 3, at least 1: a larger one forgets outliers faster.
+        delta: δ of version 3, above 0: the outlier degree whose focus is 1.
+        gamma: γ of version 2, at least 0.
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.wise_box_iou_loss(boxes1, boxes2)
+        tensor([0.2374, 1.2107])
+        >>> F.wise_box_iou_loss(boxes1, boxes2, version=3, iou_mean=0.4)
+        tensor([0.2200, 1.3907])
+    """
+    mean, device_mean = 1.0, None
+    if version in (2, 3):
+        if isinstance(iou_mean, Tensor):
+            mean, device_mean = math.nan, iou_mean
+        elif iou_mean is not None:
+            mean = iou_mean
+        else:
+            expected = f"a number or a 0-d tensor for version {version}"
+            raise option_error("wise_box_iou_loss", "iou_mean", expected, iou_mean)
+    elif version != 1:
+        raise option_error("wise_box_iou_loss", "version", "1, 2 or 3", version)
+    if not alpha >= 1:
+        raise option_error("wise_box_iou_loss", "alpha", "at least 1", alpha)
+    if not delta > 0:
+        raise option_error("wise_box_iou_loss", "delta", "above 0", delta)
+    if not gamma >= 0:
+        raise option_error("wise_box_iou_loss", "gamma", "at least 0", gamma)
+    return _ops.box_pair(
+        "wise_box_iou_loss",
+        boxes1,
+        boxes2,
+        (eps, float(version), mean, alpha, delta, gamma),
+        device_parameter=device_mean,
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def sigmoid_aspect_box_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-7,
+    *,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """XIoU loss: the CIoU loss with a logistic function for the arctangent.
+
+    1 - (DIoU - α v), with v = (σ(w₂ / h₂) - σ(w₁ / h₁))² and α = v / (1 - IoU + v + eps), which
+    has no gradient.
+
+    Known by this name among users of YOLO detectors; no paper describes it.
+
+    Args:
+        {boxes1}
+        {boxes2}
+        {reduction}
+        {eps}
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.sigmoid_aspect_box_iou_loss(boxes1, boxes2)
+        tensor([0.2377, 1.1912])
+    """
+    return _ops.box_pair(
+        "sigmoid_aspect_box_iou_loss",
+        boxes1,
+        boxes2,
+        (eps,),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def normalized_wasserstein_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-7,
+    *,
+    constant: float = 12.8,
+    mode: str = "exp",
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """NWD loss: the Wasserstein distance of the boxes as Gaussians, meant for tiny objects.
+
+    W² = Δx² + Δy² + (Δw² + Δh²) / 4 + eps, of the centres and the sides. ``exp``: 1 - exp(-W / C);
+    ``sqrt``: W; ``log``: ln(1 + W²); ``w2``: W². The distance has a gradient also where boxes do
+    not overlap.
+
+    A Normalized Gaussian Wasserstein Distance for Tiny Object Detection, 2021, arXiv 2110.13389.
+
+    Args:
+        {boxes1}
+        {boxes2}
+        {reduction}
+        eps: Added to W², so that identical boxes have a finite gradient while it is above 0.
+        constant: C, in the unit of the boxes, above 0: about the size of an object. The paper's:
+            12.8 pixels.
+        mode: ``"exp"``, ``"sqrt"``, ``"log"`` or ``"w2"``; only ``"exp"`` uses the constant.
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.normalized_wasserstein_loss(boxes1, boxes2)
+        tensor([0.2535, 0.9619])
+        >>> F.normalized_wasserstein_loss(boxes1, boxes2, mode="sqrt")
+        tensor([ 3.7417, 41.8330])
+    """
+    formula = _WASSERSTEIN_FORMULAS.get(mode)
+    if formula is None:
+        expected = "'exp', 'sqrt', 'log' or 'w2'"
+        raise option_error("normalized_wasserstein_loss", "mode", expected, mode)
+    if not constant > 0:
+        raise option_error("normalized_wasserstein_loss", "constant", "above 0", constant)
+    return _ops.box_pair(
+        formula,
+        boxes1,
+        boxes2,
+        (eps, constant),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def repulsion_loss(
+    boxes: Tensor,
+    target_boxes: Tensor,
+    target_index: Tensor,
+    reduction: str = "mean",
+    *,
+    sigma_gt: float = 0.9,
+    sigma_box: float = 0.5,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    batch_index: Tensor | None = None,
+    target_batch_index: Tensor | None = None,
+) -> Tensor:
+    """Repulsion loss: to the own ground truth, away from the neighbours'. For crowds.
+
+    attraction + α RepGT + β RepBox. The attraction of a box is the smooth L1 loss (β = 1) to its
+    ground truth, summed over the coordinates. RepGT is S(IoG) with, of the other ground truths of
+    the image, the one of the largest IoU; IoG is the intersection over that ground truth's area.
+    RepBox is S(IoU) of every pair of boxes of an image that aim at different ground truths.
+    S(x) = -ln(1 - x) up to σ and its tangent's line (x - σ) / (1 - σ) - ln(1 - σ) beyond.
+
+    ``"mean"`` is the mean over the boxes of attraction and RepGT, and RepBox' sum over the number
+    of its pairs that overlap. ``"none"`` gives a box half of each of its pairs.
+
+    Repulsion Loss: Detecting Pedestrians in a Crowd, 2018, arXiv 1711.07752.
+
+    Args:
+        boxes: Predicted boxes (P, 4): x1, y1, x2, y2, of any floating dtype and any strides.
+        target_boxes: Ground truths (G, 4). The dtype may be another one.
+        target_index: Ground truth of every box (P,), integers in [0, G).
+        reduction: ``"none"`` (shape (P,)), ``"mean"`` or ``"sum"``.
+        sigma_gt: σ of RepGT, in [0, 1).
+        sigma_box: σ of RepBox, in [0, 1).
+        alpha: Factor α of RepGT.
+        beta: Factor β of RepBox.
+        batch_index: Image of every box (P,), integers. None: all boxes lie in one image.
+        target_batch_index: Image of every ground truth (G,), given together with ``batch_index``.
+
+    Returns:
+        The loss, float32, or float64 if one of the boxes is. It is 0 without boxes. Time grows with
+        P (G + P), memory with P.
+
+    {raises}
+        IndexError: On CPU, for an index outside [0, G).
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes = torch.tensor([[10.0, 10.0, 50.0, 40.0], [30.0, 12.0, 72.0, 40.0]])
+        >>> targets = torch.tensor([[10.0, 10.0, 48.0, 40.0], [34.0, 12.0, 72.0, 42.0]])
+        >>> F.repulsion_loss(boxes, targets, torch.tensor([0, 1]))
+        tensor(3.7050)
+    """
+    if not 0 <= sigma_gt < 1:
+        raise option_error("repulsion_loss", "sigma_gt", "in [0, 1)", sigma_gt)
+    if not 0 <= sigma_box < 1:
+        raise option_error("repulsion_loss", "sigma_box", "in [0, 1)", sigma_box)
+    return _ops.box_crowd(
+        "repulsion_loss",
+        boxes,
+        target_boxes,
+        target_index,
+        (sigma_gt, sigma_box, alpha, beta),
+        batch_index=batch_index,
+        target_batch_index=target_batch_index,
+        reduction=reduction,
+    )
+
+
+@documented
+def pairwise_box_iou(
+    boxes1: Tensor, boxes2: Tensor, kind: str = "iou", eps: float = 1e-7
+) -> Tensor:
+    """Similarity of every box of one set with every box of another, for assigners and matchers.
+
+    A similarity is 1 minus the loss of its name with the default options: ``"iou"``, ``"giou"``,
+    ``"diou"``, ``"ciou"``, ``"eiou"``, ``"siou"`` and ``"nwd"`` (exp(-W / 12.8)). It can be
+    differentiated with respect to both sets.
+
+    Args:
+        boxes1: Boxes (..., N, 4): x1, y1, x2, y2, of any floating dtype and any strides.
+        boxes2: Boxes (..., M, 4). The leading dimensions broadcast; the dtype may be another one.
+        kind: Which similarity.
+        {eps}
+
+    Returns:
+        The similarities (..., N, M), float32, or float64 if one of the sets is.
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[10.0, 10.0, 50.0, 40.0], [20.0, 20.0, 60.0, 80.0]])
+        >>> boxes2 = torch.tensor([[12.0, 8.0, 48.0, 44.0], [70.0, 30.0, 90.0, 80.0]])
+        >>> F.pairwise_box_iou(boxes1, boxes2, "giou")
+        tensor([[ 0.7460, -0.6071],
+                [ 0.0972, -0.1905]])
+    """
+    if kind not in _PAIRWISE_KINDS:
+        expected = "'iou', 'giou', 'diou', 'ciou', 'eiou', 'siou' or 'nwd'"
+        raise option_error("pairwise_box_iou", "kind", expected, kind)
+    return _ops.box_matrix(kind, boxes1, boxes2, eps)
