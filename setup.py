@@ -2,7 +2,7 @@
 """Builds the extension ``fastloss._C`` by CMake and Ninja. Metadata stand in pyproject.toml.
 
 Environment:
-    FASTLOSS_CUDA: ``auto`` (default: where torch has CUDA and a matching nvcc is found), ``0`` or ``1``.
+    FASTLOSS_CUDA: ``auto`` (default: where torch and nvcc agree on it), ``0`` or ``1``.
     TORCH_CUDA_ARCH_LIST: as for any torch extension, for example ``"8.0;9.0+PTX"``.
     FASTLOSS_WERROR: ``1`` makes warnings errors.
     CXX, CUDA_HOME, MAX_JOBS: as usual.
@@ -71,8 +71,8 @@ def why_no_cuda(torch, nvcc: Path | None) -> str | None:
     wanted = torch.version.cuda.partition(".")[0]
     if major != wanted:
         return (
-            f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, but {nvcc} is CUDA {major}: "
-            "the major versions must agree"
+            f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, "
+            f"but {nvcc} is CUDA {major}: the major versions must agree"
         )
     return None
 
@@ -80,7 +80,8 @@ def why_no_cuda(torch, nvcc: Path | None) -> str | None:
 def cuda_architectures() -> str:
     """TORCH_CUDA_ARCH_LIST in CMake's spelling: "8.0;9.0+PTX" becomes "80-real;90"."""
     result = []
-    for entry in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES).strip()):
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    for entry in re.split(r"[;, ]+", wanted.strip()):
         number = entry.removesuffix("+PTX").replace(".", "")
         result.append(number if entry.endswith("+PTX") else f"{number}-real")
     return ";".join(result)
@@ -99,7 +100,10 @@ def cuda_options(torch) -> list[str]:
             raise SystemExit(f"FASTLOSS_CUDA=1, but {reason}")
         print(f"fastloss: building without CUDA kernels: {reason}")
         return []
-    return [f"-DFASTLOSS_CUDA_ARCHITECTURES={cuda_architectures()}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    return [
+        f"-DFASTLOSS_CUDA_ARCHITECTURES={cuda_architectures()}",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+    ]
 
 
 class CMakeBuild(build_ext):
@@ -133,7 +137,10 @@ class CMakeBuild(build_ext):
         jobs = os.environ.get("MAX_JOBS")
         subprocess.run([cmake, "--build", str(build), *(["-j", jobs] if jobs else [])], check=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build / output.name, output)
+        # Renamed into place: a process that has the old one mapped keeps it.
+        fresh = output.with_suffix(".new")
+        shutil.copy2(build / output.name, fresh)
+        fresh.replace(output)
 
 
 setup(

@@ -171,8 +171,7 @@ def write_report(comparison: Comparison, settings: Settings, seconds: float) -> 
     save_detections(pictures, comparison.shown_scenes, comparison.shown_detections)
     facts = {
         "settings": {**asdict(settings), "output": str(settings.output)},
-        "fastloss": fastloss.__version__,
-        "torch": torch.__version__,
+        "fastloss": fastloss.build_info(),
         "machine": platform.machine(),
         "seconds": seconds,
         "largest_difference_in_compared_steps": comparison.largest_difference,

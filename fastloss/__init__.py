@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Fused forward/backward loss kernels for PyTorch.
 
-``fastloss.functional`` holds the losses as functions, this package one ``nn.Module`` per loss, ``fastloss.reference``
-the same functions in plain PyTorch, and :func:`fastloss.patch` puts the kernels into code that is already there.
+``fastloss.functional`` holds the losses as functions, this package one ``nn.Module`` per loss,
+``fastloss.reference`` the same functions in plain PyTorch, and :func:`fastloss.patch` puts the
+kernels into code that is already there.
 """
 
 from __future__ import annotations
@@ -15,4 +16,4 @@ from fastloss.integrations import patch
 from fastloss.modules import *  # noqa: F403
 
 __version__ = _version("fastloss")
-__all__ = ["__version__", "build_info", "functional", "patch", "reference", *modules.__all__]  # noqa: PLE0604
+__all__ = ["__version__", "build_info", "functional", "patch", "reference", *modules.__all__]

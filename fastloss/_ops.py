@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The one door to the extension: a function per engine, and the PyTorch twins the extension calls back.
+"""The one door to the extension: a function per engine, and the twins the extension calls back.
 
-Eager calls go through pybind11, the shortest way; under ``torch.compile`` and ``torch.export`` they go through
-``torch.ops.fastloss``, which tracing understands. Both lead to the same operators.
+Eager calls go through pybind11, the shortest way; under ``torch.compile`` and ``torch.export`` they
+go through ``torch.ops.fastloss``, which tracing understands. Both lead to the same operators.
 """
 
 from __future__ import annotations
@@ -60,12 +60,19 @@ def box_pair(
 ) -> Tensor:
     """A loss with one number per pair of boxes.
 
-    ``device_parameter`` stands for the NaN among ``parameters``: a number that lives on the device and is not to be
-    brought to the host.
+    ``device_parameter`` stands for the NaN among ``parameters``: a number that lives on the device
+    and is not to be brought to the host.
     """
     if torch.compiler.is_compiling():
         return torch.ops.fastloss.box_pair(
-            loss, boxes1, boxes2, parameters, device_parameter, weight, reduction, *_split(avg_factor)
+            loss,
+            boxes1,
+            boxes2,
+            parameters,
+            device_parameter,
+            weight,
+            reduction,
+            *_split(avg_factor),
         )
     return _C.box_pair(
         loss, boxes1, boxes2, parameters, device_parameter, weight, reduction, avg_factor
@@ -98,7 +105,14 @@ def box_crowd(
     """A loss of each box among the targets and boxes around it."""
     call = torch.ops.fastloss.box_crowd if torch.compiler.is_compiling() else _C.box_crowd
     return call(
-        loss, boxes, target_boxes, target_index, batch_index, target_batch_index, parameters, reduction
+        loss,
+        boxes,
+        target_boxes,
+        target_index,
+        batch_index,
+        target_batch_index,
+        parameters,
+        reduction,
     )
 
 
@@ -109,12 +123,12 @@ def _split(avg_factor: float | Tensor | None) -> tuple[Tensor | None, float | No
     return None, avg_factor
 
 
-# ------------------------------------------------------------------------------------------------------------- the twins
+# ---------------------------------------------------------------------------------------- the twins
 
 
 @functools.cache
 def _twin(loss: str) -> tuple[Callable[..., Tensor], tuple[str, ...], dict[str, str]]:
-    """The reference of a kernel, the names of its float parameters in order, and the string option its name carries."""
+    """A kernel's reference, its float parameters in order, the string option its name carries."""
     from fastloss import reference
 
     name, _, option = loss.partition("/")
@@ -131,8 +145,11 @@ def _twin(loss: str) -> tuple[Callable[..., Tensor], tuple[str, ...], dict[str, 
 
 
 _TENSORS_AND_REDUCTION = frozenset(
-    "input inputs target targets boxes1 boxes2 boxes target_boxes target_index batch_index "
-    "target_batch_index weight pos_weight reduction avg_factor".split()
+    {
+        *("input", "inputs", "target", "targets", "weight", "pos_weight"),
+        *("boxes1", "boxes2", "boxes", "target_boxes", "target_index"),
+        *("batch_index", "target_batch_index", "reduction", "avg_factor"),
+    }
 )
 
 

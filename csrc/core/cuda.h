@@ -151,7 +151,8 @@ FASTLOSS_DEVICE_INLINE void grid_sum(const T (&values)[kTotals], const Completio
   for (int k = 0; k < kTotals; ++k) {
     totals[k] = 0;
     for (unsigned i = threadIdx.x; i < gridDim.x; i += kThreads) {
-      totals[k] += __ldcg(completion.partials + k * gridDim.x + i);  // of other multiprocessors: not in this one's cache
+      // Written by other multiprocessors: never read from this one's cache.
+      totals[k] += __ldcg(completion.partials + k * gridDim.x + i);
     }
   }
   block_sum<kThreads>(totals);
@@ -167,7 +168,7 @@ FASTLOSS_DEVICE_INLINE void grid_sum(T value, const Completion& completion, cons
   grid_sum<kThreads>(values, completion, [&](const double (&totals)[1]) { finish(totals[0]); });
 }
 
-// Stops the kernel with an error where what must hold does not; a release build does not switch it off as it does assert.
+// Stops the kernel with an error where the condition does not hold. Unlike assert, a release build keeps it.
 #define FASTLOSS_DEVICE_ASSERT(condition, what) \
   if (!(condition)) __assert_fail(what, __FILE__, __LINE__, __func__)
 

@@ -13,7 +13,7 @@
 
 namespace fastloss::FASTLOSS_TARGET {
 
-constexpr int count_seeds(unsigned seeds) { return __builtin_popcount(seeds); }
+FASTLOSS_INLINE constexpr int count_seeds(unsigned seeds) { return __builtin_popcount(seeds); }
 
 template <class V, unsigned Active>
 struct Dual {
@@ -121,11 +121,11 @@ FASTLOSS_INLINE auto chain(const A& a, const B& b, V value, V slope_a, V slope_b
     constexpr bool kInA = (active_seeds<A> & kBit) != 0, kInB = (active_seeds<B> & kBit) != 0;
     V& out = result.template at<kBit>();
     if constexpr (kInA && kInB) {
-      out = slope_a * a.template at<kBit>() + slope_b * b.template at<kBit>();
+      out = slope_a * derivative<kBit>(a) + slope_b * derivative<kBit>(b);
     } else if constexpr (kInA) {
-      out = slope_a * a.template at<kBit>();
+      out = slope_a * derivative<kBit>(a);
     } else {
-      out = slope_b * b.template at<kBit>();
+      out = slope_b * derivative<kBit>(b);
     }
   });
   return result;
@@ -160,11 +160,11 @@ FASTLOSS_INLINE auto operator+(const A& a, const B& b) {
     constexpr bool kInA = (active_seeds<A> & kBit) != 0, kInB = (active_seeds<B> & kBit) != 0;
     V& out = result.template at<kBit>();
     if constexpr (kInA && kInB) {
-      out = a.template at<kBit>() + b.template at<kBit>();
+      out = derivative<kBit>(a) + derivative<kBit>(b);
     } else if constexpr (kInA) {
-      out = a.template at<kBit>();
+      out = derivative<kBit>(a);
     } else {
-      out = b.template at<kBit>();
+      out = derivative<kBit>(b);
     }
   });
   return result;

@@ -10,6 +10,8 @@
 
 #if defined(__CUDACC__)
 #define FASTLOSS_INLINE __host__ __device__ __forceinline__
+#elif defined(FASTLOSS_TARGET_IS_CUDA)  // the host emulation: quick to compile matters, speed does not
+#define FASTLOSS_INLINE inline
 #else
 #define FASTLOSS_INLINE inline __attribute__((always_inline))
 #endif

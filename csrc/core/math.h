@@ -77,11 +77,10 @@ FASTLOSS_INLINE auto clamp_min(const X& x, T bound) {
   return select(x < bound, bound, x);
 }
 
-// A denominator that is exactly 0 becomes `replacement` (a scalar), without a gradient. (Duals are ordered, but have no
-// equality.)
+// A denominator that is exactly 0 becomes `replacement` (a scalar), without a gradient.
 template <class X, class T>
 FASTLOSS_INLINE auto nonzero(const X& denominator, T replacement) {
-  return select((denominator <= T(0)) & (denominator >= T(0)), replacement, denominator);
+  return select(denominator == T(0), replacement, denominator);
 }
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -28,7 +28,7 @@ FASTLOSS_INLINE Logistic<X> logistic(const X& x) {
     const X larger = X(1) / (X(1) + decay);
     const X smaller = decay * larger;
     const auto positive = x >= X(0);
-    const X tail = log1p(decay);
+    const X tail = log1p_unit(decay);
     return {select(positive, larger, smaller), select(positive, smaller, larger), max(-x, X(0)) + tail,
             max(x, X(0)) + tail};
   }

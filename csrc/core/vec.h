@@ -344,6 +344,8 @@ template <int First, int Count, class T, int Terms>
 FASTLOSS_INLINE Vec<T> estrin(const Vec<T>* powers, const T (&c)[Terms]) {
   if constexpr (Count == 1) {
     return c[First];
+  } else if constexpr (Count == 9 || Count == 17) {  // one term above a full tree: as its root it needs no power
+    return c[First] + powers[0] * estrin<First + 1, Count - 1>(powers, c);
   } else {
     constexpr int kHalf = Count > 16 ? 16 : Count > 8 ? 8 : Count > 4 ? 4 : Count > 2 ? 2 : 1;
     constexpr int kPower = kHalf == 16 ? 4 : kHalf == 8 ? 3 : kHalf / 2;

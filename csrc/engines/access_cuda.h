@@ -2,6 +2,7 @@
 // How CUDA engines see tensors of any dtype and stride: a few consecutive elements a thread as float or double in
 // registers. The dtype is the same for all threads, so a switch over it costs no divergence.
 #pragma once
+#include "core/access.h"
 #include "core/cuda.h"
 #include "core/half.h"
 #include "core/layout.h"
@@ -9,13 +10,14 @@
 
 namespace fastloss::FASTLOSS_TARGET {
 
+// Blocks per multiprocessor that kernels are compiled for. Said to the compiler, which otherwise spills a register or
+// two for the sake of one block more.
+constexpr int kResidentBlocks = 4;
+
 // How many consecutive elements a thread takes at a time where the layout permits: 16 bytes of float32. Doubles go one
 // by one, which wastes nothing: a warp's 32 are whole cache lines.
 template <class T>
 constexpr int kWide = sizeof(T) == 4 ? 4 : 1;
-
-template <class T>
-constexpr DType dtype_of = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
 
 constexpr std::size_t pack_alignment(std::size_t item, int width) {
   return item * static_cast<std::size_t>(width) < 16 ? item * static_cast<std::size_t>(width) : 16;
@@ -34,15 +36,18 @@ constexpr bool is_floating(DType dtype) {
 }
 
 inline bool is_pack_aligned(const void* data, DType dtype, int width) {
-  return reinterpret_cast<std::uintptr_t>(data) % pack_alignment(static_cast<std::size_t>(item_size(dtype)), width) == 0;
+  const std::size_t alignment = pack_alignment(static_cast<std::size_t>(item_size(dtype)), width);
+  return reinterpret_cast<std::uintptr_t>(data) % alignment == 0;
 }
 
 // Whether a kernel may take `width` consecutive positions at a time: dimension 0 divides into packs, and each pack is
 // aligned in the operand's memory or, in an expanded operand, all the same element.
 inline bool is_packed(const Layout& layout, int operand, const void* data, DType dtype, int width) {
   if (layout.dims == 0 || layout.size[0] % width != 0) return false;
-  if (data == nullptr || layout.stride[operand][0] == 0) return true;
-  if (layout.stride[operand][0] != 1 || !is_floating(dtype) || !is_pack_aligned(data, dtype, width)) return false;
+  if (data == nullptr) return true;
+  if (!is_floating(dtype)) return false;  // rare: not worth a case in every pack
+  if (layout.stride[operand][0] == 0) return true;
+  if (layout.stride[operand][0] != 1 || !is_pack_aligned(data, dtype, width)) return false;
   for (int d = 1; d < layout.dims; ++d) {
     if (layout.stride[operand][d] % width != 0) return false;
   }
@@ -119,22 +124,6 @@ FASTLOSS_DEVICE_INLINE void store_items(Item* out, const T (&in)[kWidth], const 
   for (int i = 0; i < kWidth; ++i) out[span.offset + i * span.stride] = to_item<Item>(in[i]);
 }
 
-FASTLOSS_DEVICE_INLINE int64_t load_integer(const Input& in, int64_t offset) {
-  switch (in.dtype) {
-    case DType::kBool:
-    case DType::kUInt8:
-      return static_cast<const uint8_t*>(in.data)[offset];
-    case DType::kInt8:
-      return static_cast<const int8_t*>(in.data)[offset];
-    case DType::kInt16:
-      return static_cast<const int16_t*>(in.data)[offset];
-    case DType::kInt32:
-      return static_cast<const int32_t*>(in.data)[offset];
-    default:
-      return static_cast<const int64_t*>(in.data)[offset];
-  }
-}
-
 // Several elements are of a floating-point type; one may be an integer too.
 template <int kWidth, class T>
 FASTLOSS_DEVICE_INLINE void load(T (&out)[kWidth], const Input& in, const Span& span) {
@@ -164,17 +153,6 @@ FASTLOSS_DEVICE_INLINE void store(const Output& out, const T (&in)[kWidth], cons
     default:
       return store_items(static_cast<float*>(out.data), in, span);
   }
-}
-
-// A number behind a pointer: float32 or float64.
-FASTLOSS_DEVICE_INLINE double load_number(const Input& in) {
-  return in.dtype == DType::kFloat64 ? *static_cast<const double*>(in.data) : *static_cast<const float*>(in.data);
-}
-
-FASTLOSS_DEVICE_INLINE double resolve(const Scale& scale) {
-  if (scale.divisor.data == nullptr) return scale.factor;
-  const double divisor = load_number(scale.divisor);
-  return divisor == 0.0 ? 0.0 : scale.factor / divisor;
 }
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -13,9 +13,15 @@
 
 namespace fastloss {
 
+#if defined(FASTLOSS_WITH_CUDA_EMULATION)
+namespace cuda_emulation {
+extern const Backend kBackend;
+}
+#else
 namespace baseline {
 extern const Backend kBackend;
 }
+#endif
 #if defined(FASTLOSS_WITH_X86)
 namespace avx2 {
 extern const Backend kBackend;
@@ -29,35 +35,33 @@ namespace cuda {
 extern const Backend kBackend;
 }
 #endif
-#if defined(FASTLOSS_WITH_CUDA_EMULATION)
-namespace cuda_emulation {
-extern const Backend kBackend;
-}
-#endif
 
 namespace {
 
 struct Candidate {
   const Backend* backend;
   bool (*runs_here)();
-  bool automatic;  // chosen without being asked for
 };
 
 // The fastest first.
 constexpr Candidate kCandidates[] = {
+#if defined(FASTLOSS_WITH_CUDA_EMULATION)
+    // The build of the tests: the CUDA kernels serve CPU tensors.
+    {&cuda_emulation::kBackend, [] { return true; }},
+#else
 #if defined(FASTLOSS_WITH_X86)
     {&avx512::kBackend,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma");
-     },
-     true},
-    {&avx2::kBackend, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, true},
+              __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
+    {&avx2::kBackend,
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
 #endif
-    {&baseline::kBackend, [] { return true; }, true},
-#if defined(FASTLOSS_WITH_CUDA_EMULATION)
-    {&cuda_emulation::kBackend, [] { return true; }, false},
+    {&baseline::kBackend, [] { return true; }},
 #endif
 };
 
@@ -65,7 +69,7 @@ const Backend& choose_cpu_backend() {
   const char* wanted = std::getenv("FASTLOSS_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') {
     for (const Candidate& candidate : kCandidates) {
-      if (candidate.automatic && candidate.runs_here()) return *candidate.backend;
+      if (candidate.runs_here()) return *candidate.backend;
     }
   }
   std::string built;

@@ -7,8 +7,6 @@ namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
-// Said to the compiler, which otherwise spills a register or two for the sake of one block more.
-constexpr int kResidentBlocks = 4;
 constexpr unsigned kAllLanes = 0xffffffffu;
 // Behind the partial sums, where the last block of the first launch leaves a number for the second.
 constexpr int64_t kCrowdFactor = kWorkspace - 1;

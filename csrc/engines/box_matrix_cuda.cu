@@ -7,8 +7,6 @@ namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
-// Said to the compiler, which otherwise spills a register or two for the sake of one block more.
-constexpr int kResidentBlocks = 4;
 // A thread of the forward keeps its column's box and what the formula makes of it alone for this many rows.
 constexpr int kRowsPerThread = 8;
 // A block of the column gradient: neighbouring columns, so that the upstream gradient is read in whole lines, times

@@ -46,11 +46,11 @@ template <class Formula, class T, Gradients kGradients>
       value = value * weight;
       scale = scale * weight;
     }
-    if constexpr (kFirst) {
+    if (kFirst && block.gradient1) {
       store_transposed(block.gradient1 + 4 * i, derivative<1>(result) * scale, derivative<2>(result) * scale,
                        derivative<4>(result) * scale, derivative<8>(result) * scale, streaming);
     }
-    if constexpr (kSecond) {
+    if (kSecond && block.gradient2) {
       store_transposed(block.gradient2 + 4 * i, derivative<16>(result) * scale, derivative<32>(result) * scale,
                        derivative<64>(result) * scale, derivative<128>(result) * scale, streaming);
     }
@@ -80,8 +80,8 @@ T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient
   for (int64_t i = 0; i < rest; ++i) weight[i] = block.weight ? block.weight[whole + i] : T(1);
   const Block<T> padded{boxes1, boxes2, weight, gradient1, gradient2, values};
   sum += run_whole<Formula, T, kGradients>(padded, kLanes, parameter, gradient_scale, false);
-  if constexpr (kGradients != Gradients::kNone) copy(block.gradient1 + 4 * whole, gradient1, 4 * rest);
-  if constexpr (kGradients == Gradients::kBoth) copy(block.gradient2 + 4 * whole, gradient2, 4 * rest);
+  if (block.gradient1) copy(block.gradient1 + 4 * whole, gradient1, 4 * rest);
+  if (block.gradient2) copy(block.gradient2 + 4 * whole, gradient2, 4 * rest);
   if (block.values) copy(block.values + whole, values, rest);
   return sum.sum();
 }
@@ -166,7 +166,7 @@ void run_typed(const BoxPairArguments& arguments, const Execution& execution) {
   const Layout& layout = arguments.layout;
   // A gradient that no cache will hold until it is used is written past the caches: the line need not be read first.
   constexpr int64_t kStreamingBytes = int64_t{4} << 20;
-  const bool streaming = kGradients != Gradients::kNone && 4 * layout.numel * int64_t{sizeof(T)} >= kStreamingBytes &&
+  const bool streaming = arguments.gradient1 && 4 * layout.numel * int64_t{sizeof(T)} >= kStreamingBytes &&
                          is_direct<T>(layout, kBoxPairGradient1, arguments.gradient1.dtype, 1);
 
   const double sum = sum_over_chunks(execution, layout.numel, kSmallestChunk, [&](int64_t chunk_begin, int64_t chunk_end) {
@@ -198,12 +198,15 @@ void run_typed(const BoxPairArguments& arguments, const Execution& execution) {
 
 template <class Formula, class T>
 void run_gradients(const BoxPairArguments& arguments, const Execution& execution) {
-  if (arguments.gradient2) {
+  // float64 is for checking gradients, not for speed: one compilation that computes all serves it.
+  if (sizeof(T) == 8 || arguments.gradient2) {
     run_typed<Formula, T, Gradients::kBoth>(arguments, execution);
-  } else if (arguments.gradient1) {
-    run_typed<Formula, T, Gradients::kFirst>(arguments, execution);
-  } else {
-    run_typed<Formula, T, Gradients::kNone>(arguments, execution);
+  } else if constexpr (sizeof(T) == 4) {
+    if (arguments.gradient1) {
+      run_typed<Formula, T, Gradients::kFirst>(arguments, execution);
+    } else {
+      run_typed<Formula, T, Gradients::kNone>(arguments, execution);
+    }
   }
 }
 

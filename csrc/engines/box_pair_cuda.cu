@@ -7,8 +7,6 @@ namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
 constexpr int kThreads = 128;  // a few thousand boxes are usual: small blocks spread them over more multiprocessors
-// Said to the compiler, which otherwise spills a register or two for the sake of one block more.
-constexpr int kResidentBlocks = 4;
 
 enum class Gradients { kNone, kFirst, kBoth };
 
@@ -26,7 +24,9 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   T parameter[kMaxParameters];
   for (int i = 0; i < Formula::kParameters; ++i) parameter[i] = T(arguments.parameters[i]);
   if constexpr (requires { Formula::kDeviceParameter; }) {
-    if (arguments.device_parameter.data) parameter[Formula::kDeviceParameter] = T(load_number(arguments.device_parameter));
+    if (arguments.device_parameter.data) {
+      parameter[Formula::kDeviceParameter] = T(load_number(arguments.device_parameter));
+    }
   }
   const T gradient_scale = T(resolve(arguments.gradient_scale));
   const Layout& layout = arguments.layout;

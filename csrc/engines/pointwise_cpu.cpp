@@ -47,7 +47,7 @@ template <class Formula, class T, Gradients kGradients>
     // Selected, not multiplied: what does not count may hold anything, NaN too.
     const auto counted = [&](V v) { return block.counts ? select(V::load(block.counts + i) != V(0), v, V(0)) : v; };
     value = counted(value);
-    if constexpr (kGradients != Gradients::kNone) {
+    if (kGradients != Gradients::kNone && block.input_gradient) {
       const V gradient = counted(derivative<kInputSeed>(result) * scale);
       if (streaming) {
         gradient.store_streaming(block.input_gradient + i);
@@ -55,7 +55,7 @@ template <class Formula, class T, Gradients kGradients>
         gradient.store(block.input_gradient + i);
       }
     }
-    if constexpr (kGradients == Gradients::kInputAndTarget) {
+    if (kGradients == Gradients::kInputAndTarget && block.target_gradient) {
       counted(derivative<kTargetSeed>(result) * scale).store(block.target_gradient + i);
     }
     if (block.values) value.store(block.values + i);
@@ -93,8 +93,8 @@ T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient
                         .target_gradient = target_gradient,
                         .values = values};
   sum += run_whole<Formula, T, kGradients>(padded, kLanes, parameter, gradient_scale, false);
-  if constexpr (kGradients != Gradients::kNone) copy(block.input_gradient + whole, input_gradient, rest);
-  if constexpr (kGradients == Gradients::kInputAndTarget) copy(block.target_gradient + whole, target_gradient, rest);
+  if (block.input_gradient) copy(block.input_gradient + whole, input_gradient, rest);
+  if (block.target_gradient) copy(block.target_gradient + whole, target_gradient, rest);
   if (block.values) copy(block.values + whole, values, rest);
   return sum.sum();
 }
@@ -191,7 +191,7 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
   const Output values{arguments.loss_output.values, dtype_of<T>};
   // A gradient that no cache will hold until it is used is written past the caches: the line need not be read first.
   constexpr int64_t kStreamingBytes = int64_t{4} << 20;
-  const bool streaming = kGradients != Gradients::kNone && layout.numel * int64_t{sizeof(T)} >= kStreamingBytes &&
+  const bool streaming = arguments.input_gradient && layout.numel * int64_t{sizeof(T)} >= kStreamingBytes &&
                          is_direct<T>(layout, kPointwiseInputGradient, arguments.input_gradient.dtype);
   FirstBadLabel bad;
 
@@ -232,12 +232,15 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
 
 template <class Formula, class T>
 void run_gradients(const PointwiseArguments& arguments, const Execution& execution) {
-  if (arguments.target_gradient) {
+  // float64 is for checking gradients, not for speed: one compilation that computes all serves it.
+  if (sizeof(T) == 8 || arguments.target_gradient) {
     run_typed<Formula, T, Gradients::kInputAndTarget>(arguments, execution);
-  } else if (arguments.input_gradient) {
-    run_typed<Formula, T, Gradients::kInput>(arguments, execution);
-  } else {
-    run_typed<Formula, T, Gradients::kNone>(arguments, execution);
+  } else if constexpr (sizeof(T) == 4) {
+    if (arguments.input_gradient) {
+      run_typed<Formula, T, Gradients::kInput>(arguments, execution);
+    } else {
+      run_typed<Formula, T, Gradients::kNone>(arguments, execution);
+    }
   }
 }
 

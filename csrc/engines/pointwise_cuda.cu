@@ -7,8 +7,6 @@ namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
 constexpr int kThreads = 256;
-// Said to the compiler, which otherwise spills a register or two for the sake of one block more.
-constexpr int kResidentBlocks = 4;
 
 enum class Gradients { kNone, kInput, kInputAndTarget };
 
@@ -99,8 +97,11 @@ bool all_packed(const PointwiseArguments& arguments) {
   const auto packed = [&](int operand, const auto& tensor) {
     return is_packed(layout, operand, tensor.data, tensor.dtype, kWide<T>);
   };
-  return packed(kPointwiseInput, arguments.input) &&
-         packed(kPointwiseTarget, arguments.target) && packed(kPointwiseWeight, arguments.weight) &&
+  // A pack then lies in one row, which has one label.
+  const bool packed_target = arguments.target_kind == TargetKind::kClassIndex
+                                 ? arguments.classes % kWide<T> == 0
+                                 : packed(kPointwiseTarget, arguments.target);
+  return packed_target && packed(kPointwiseInput, arguments.input) && packed(kPointwiseWeight, arguments.weight) &&
          packed(kPointwisePosWeight, arguments.pos_weight) &&
          packed(kPointwiseInputGradient, arguments.input_gradient) &&
          packed(kPointwiseTargetGradient, arguments.target_gradient) &&

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // How CPU engines see tensors of any dtype and stride: as short runs of float or double in the L1 cache.
 #pragma once
+#include "core/access.h"
 #include "core/half.h"
 #include "core/layout.h"
 #include "core/types.h"
@@ -76,36 +77,6 @@ inline void store_strided(const Output& out, int64_t offset, int64_t stride, con
       return to(static_cast<float*>(out.data));
   }
 }
-
-inline int64_t load_integer(const Input& in, int64_t offset) {
-  switch (in.dtype) {
-    case DType::kBool:
-    case DType::kUInt8:
-      return static_cast<const uint8_t*>(in.data)[offset];
-    case DType::kInt8:
-      return static_cast<const int8_t*>(in.data)[offset];
-    case DType::kInt16:
-      return static_cast<const int16_t*>(in.data)[offset];
-    case DType::kInt32:
-      return static_cast<const int32_t*>(in.data)[offset];
-    default:
-      return static_cast<const int64_t*>(in.data)[offset];
-  }
-}
-
-// A number behind a pointer: float32 or float64.
-inline double load_number(const Input& in) {
-  return in.dtype == DType::kFloat64 ? *static_cast<const double*>(in.data) : *static_cast<const float*>(in.data);
-}
-
-inline double resolve(const Scale& scale) {
-  if (!scale.divisor) return scale.factor;
-  const double divisor = load_number(scale.divisor);
-  return divisor == 0.0 ? 0.0 : scale.factor / divisor;
-}
-
-template <class T>
-constexpr DType dtype_of = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
 
 // Calls visit(position, offsets, length) for each stretch of [begin, end) in which only dimension 0 moves: `position`
 // counts from begin, offsets[k] is the element of operand k the stretch starts at.

@@ -91,12 +91,11 @@ FASTLOSS_INLINE auto aspect_angle(const Width& width, const Height& height) {
   const V flat = select(w > zero, half_pi, select(w < zero, -half_pi, zero));
   const V angle = select(h == zero, flat, atan(w / select(h == zero, V(1), h)));
   if constexpr (IsDual<Width>) {
-    // Divided twice by w² + h²'s root-free scale so that tiny boxes do not lose their gradient to underflow.
-    const V scale = max(abs(w), abs(h));
-    const V safe = select(scale > zero, scale, V(1));
-    const V wn = w / safe, hn = h / safe;
-    const V norm = select(scale > zero, (wn * wn + hn * hn) * safe, V(1));
-    return chain(width, height, angle, select(scale > zero, hn / norm, zero), select(scale > zero, -wn / norm, zero));
+    // Boxes so small that w² + h² leaves the normal numbers have no angle to speak of.
+    const V norm = w * w + h * h;
+    const auto known = norm >= V(smallest_normal<scalar_of<V>>);
+    const V inverse = V(1) / select(known, norm, V(1));
+    return chain(width, height, angle, select(known, h * inverse, zero), select(known, -w * inverse, zero));
   } else {
     return angle;
   }
@@ -177,8 +176,10 @@ struct ScyllaBoxIoU {
   template <class B1, class B2, class T>
   static FASTLOSS_INLINE auto similarity(const B1& b1, const B2& b2, const T* parameter) {
     const T eps = parameter[0], theta = parameter[1];
-    const auto dx = b1.center_x() - b2.center_x(), dy = b1.center_y() - b2.center_y();
-    const auto dx2 = square(dx), dy2 = square(dy);
+    const auto dx = b1.center_x() - b2.center_x();
+    const auto dy = b1.center_y() - b2.center_y();
+    const auto dx2 = square(dx);
+    const auto dy2 = square(dy);
     // sin(2α) = 2·sin α·cos α of the angle between the centres: no arcsine, and smooth where the centres meet.
     const auto angle_cost = T(2) * abs(dx) * abs(dy) / (dx2 + dy2 + eps);
     const auto decay = T(2) - angle_cost;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The Python module fastloss._C. Its functions call the operators of ops.cpp: pybind11 is the short way in for eager
 // calls (torch.ops would parse the arguments against the schema), torch.ops.fastloss the one that tracing understands.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -12,13 +11,13 @@
 
 #include "engines/backend.h"
 #include "torch/checks.h"
+#include "torch/operators.h"
 
 namespace fastloss {
 namespace {
 
 namespace py = pybind11;
-using Parameters = c10::SmallVector<double, kMaxParameters>;
-using OptionalNumber = std::optional<double>;
+using Numbers = c10::SmallVector<double, kMaxParameters>;
 
 std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
@@ -52,8 +51,8 @@ double number(std::string_view loss, const char* argument, py::handle object) {
   return value;
 }
 
-Parameters numbers(std::string_view loss, const py::tuple& tuple) {
-  Parameters result;
+Numbers numbers(std::string_view loss, const py::tuple& tuple) {
+  Numbers result;
   for (const py::handle item : tuple) result.push_back(number(loss, "every float parameter", item));
   return result;
 }
@@ -65,15 +64,6 @@ std::pair<OptionalTensor, OptionalNumber> avg_factor(std::string_view loss, py::
   return {std::nullopt, number(loss, "avg_factor", object)};
 }
 
-template <class Signature>
-auto find_operator(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
-using LossSignature = Tensor(std::string_view, const Tensor&, const Tensor&, at::ArrayRef<double>,
-                             const OptionalTensor&, const OptionalTensor&, std::string_view, const OptionalTensor&,
-                             OptionalNumber);
-
 struct Names {
   const char *first, *second, *extra;
 };
@@ -83,7 +73,7 @@ Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names&
                  py::handle reduction, py::handle avg) {
   const Tensor a = tensor(loss, names.first, first), b = tensor(loss, names.second, second);
   const OptionalTensor c = optional_tensor(loss, names.extra, extra), w = optional_tensor(loss, "weight", weight);
-  const Parameters p = numbers(loss, parameters);
+  const Numbers p = numbers(loss, parameters);
   const std::string_view r = string(loss, "reduction", reduction);
   const auto [avg_tensor, avg_number] = avg_factor(loss, avg);
   const py::gil_scoped_release no_gil;
@@ -105,13 +95,11 @@ Tensor box_pair(std::string_view loss, py::handle boxes1, py::handle boxes2, con
 }
 
 Tensor box_matrix(py::handle kind, py::handle boxes1, py::handle boxes2, const py::tuple& parameters) {
-  static const auto op =
-      find_operator<Tensor(std::string_view, const Tensor&, const Tensor&, at::ArrayRef<double>)>(
-          "fastloss::box_matrix");
+  static const auto op = find_operator<MatrixSignature>("fastloss::box_matrix");
   constexpr const char* kName = "pairwise_box_iou";
   const std::string_view k = string(kName, "kind", kind);
   const Tensor a = tensor(kName, "boxes1", boxes1), b = tensor(kName, "boxes2", boxes2);
-  const Parameters p = numbers(kName, parameters);
+  const Numbers p = numbers(kName, parameters);
   const py::gil_scoped_release no_gil;
   return op.call(k, a, b, p);
 }
@@ -119,14 +107,12 @@ Tensor box_matrix(py::handle kind, py::handle boxes1, py::handle boxes2, const p
 Tensor box_crowd(std::string_view loss, py::handle boxes, py::handle target_boxes, py::handle target_index,
                  py::handle batch_index, py::handle target_batch_index, const py::tuple& parameters,
                  py::handle reduction) {
-  static const auto op =
-      find_operator<Tensor(std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                           const OptionalTensor&, at::ArrayRef<double>, std::string_view)>("fastloss::box_crowd");
+  static const auto op = find_operator<CrowdSignature>("fastloss::box_crowd");
   const Tensor a = tensor(loss, "boxes", boxes), b = tensor(loss, "target_boxes", target_boxes),
                i = tensor(loss, "target_index", target_index);
   const OptionalTensor batch = optional_tensor(loss, "batch_index", batch_index),
                        target_batch = optional_tensor(loss, "target_batch_index", target_batch_index);
-  const Parameters p = numbers(loss, parameters);
+  const Numbers p = numbers(loss, parameters);
   const std::string_view r = string(loss, "reduction", reduction);
   const py::gil_scoped_release no_gil;
   return op.call(loss, a, b, i, batch, target_batch, p, r);

@@ -2,19 +2,15 @@
 // What is asked of the arguments of every loss. A message names the function, the argument, what was expected and what
 // came. These checks run once, where a call enters; nothing behind them checks again.
 #pragma once
-#include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
-#include <optional>
 #include <string>
 #include <string_view>
 
 #include "engines/backend.h"
+#include "torch/operators.h"
 
 namespace fastloss {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 enum class Reduction { kNone, kMean, kSum };
 

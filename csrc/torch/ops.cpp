@@ -5,7 +5,6 @@
 // calls operators, never kernels, so that fake tensors and tracing see every step. `op_reference` is the plain PyTorch
 // twin, registered from Python: it serves double backward, torch.func transforms and devices without kernels.
 #include <ATen/TensorSubclassLikeUtils.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/eq.h>
 #include <ATen/ops/ge.h>
 #include <ATen/ops/lt.h>
@@ -17,12 +16,12 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <array>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "torch/checks.h"
+#include "torch/operators.h"
 #include "torch/tensors.h"
 
 namespace fastloss {
@@ -30,25 +29,9 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Parameters = at::ArrayRef<double>;
-using Needs = std::array<bool, 2>;
-using OptionalNumber = std::optional<double>;
-
-template <class Signature>
-auto find_operator(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 // ---------------------------------------------------------------------------------------------- losses of two tensors
 // `pointwise` and `box_pair` have the same shape: a first and a second tensor (input and target, prediction and target
 // boxes), parameters, one extra tensor, and the options of the reduction.
-
-using LossSignature = Tensor(std::string_view, const Tensor&, const Tensor&, Parameters, const OptionalTensor&,
-                             const OptionalTensor&, std::string_view, const OptionalTensor&, OptionalNumber);
-using ForwardSignature = std::tuple<Tensor, Tensor, Tensor>(std::string_view, const Tensor&, const Tensor&, Parameters,
-                                                            const OptionalTensor&, const OptionalTensor&,
-                                                            std::string_view, const OptionalTensor&, OptionalNumber,
-                                                            Needs);
 
 // Everything but the two tensors, as the operators pass it on and backward needs it again.
 struct Options {
@@ -379,7 +362,7 @@ Tensor scaled(Tensor gradient, const Tensor& upstream) {
   if (at::isTensorSubclassLike(gradient) || at::isTensorSubclassLike(upstream)) {
     return gradient.mul(upstream).to(gradient.scalar_type());  // traced: a plain product, for the compiler to fuse
   }
-  static const auto op = find_operator<void(Tensor&, const Tensor&)>("fastloss::scale_");
+  static const auto op = find_operator<ScaleSignature>("fastloss::scale_");
   op.call(gradient, upstream);
   return gradient;
 }
@@ -396,7 +379,7 @@ struct SavedGradients : torch::CustomClassHolder {
 template <class Engine>
 struct LossFunction : torch::autograd::Function<LossFunction<Engine>> {
   static auto forward_operator() {
-    static const auto op = find_operator<ForwardSignature>(Engine::kForward);
+    static const auto op = find_operator<LossForwardSignature>(Engine::kForward);
     return op;
   }
 
@@ -477,10 +460,6 @@ Tensor loss_entry(std::string_view loss, const Tensor& first, const Tensor& seco
 }
 
 // ------------------------------------------------------------------------------------------------- pairwise similarity
-
-using MatrixSignature = Tensor(std::string_view, const Tensor&, const Tensor&, Parameters);
-using MatrixBackwardSignature = std::tuple<Tensor, Tensor>(std::string_view, const Tensor&, const Tensor&,
-                                                           const Tensor&, Parameters, Needs);
 
 c10::SymDimVector matrix_shape(const Tensor& boxes1, const Tensor& boxes2) {
   c10::SymDimVector shape(boxes1.sym_sizes().begin(), boxes1.sym_sizes().end() - 1);
@@ -623,13 +602,6 @@ Tensor box_matrix_entry(std::string_view kind, const Tensor& boxes1, const Tenso
 }
 
 // ---------------------------------------------------------------------------------------------------- boxes in a crowd
-
-using CrowdSignature = Tensor(std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                              const OptionalTensor&, Parameters, std::string_view);
-// With `upstream`, the gradient is that of the unreduced loss weighted by it.
-using CrowdForwardSignature = std::tuple<Tensor, Tensor>(std::string_view, const Tensor&, const Tensor&, const Tensor&,
-                                                         const OptionalTensor&, const OptionalTensor&, Parameters,
-                                                         std::string_view, const OptionalTensor&, bool);
 
 std::tuple<Tensor, Tensor> box_crowd_meta(std::string_view loss, const Tensor& boxes, const Tensor& targets,
                                           const Tensor& /*target_index*/, const OptionalTensor& /*batch_index*/,

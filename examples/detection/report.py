@@ -12,7 +12,7 @@ import matplotlib
 from rich.table import Table
 
 from detection.evaluation import Objects
-from detection.scenes import NUM_CLASSES, Scenes
+from detection.scenes import Scenes
 from detection.training import History
 
 matplotlib.use("Agg")  # draws to files, needs no display
@@ -25,9 +25,19 @@ _PLAIN_COLOUR = "#8c8c8c"
 _FUSED_COLOUR = "#d1495b"
 _TRUTH_COLOUR = "#ffffff"
 _FRAME_COLOUR = "#1e1e1e"
+_CLASS_COLOURS = (
+    "#3d8bfd",
+    "#fd7e14",
+    "#20c997",
+    "#e63946",
+    "#9b5de5",
+    "#b08968",
+    "#f15bb5",
+    "#ffb703",
+    "#8ac926",
+    "#00bbf9",
+)
 _SHOWN_SCORE = 0.4
-
-Colour = str | tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -113,12 +123,12 @@ def save_curves(
     distance.plot(steps, visible, color=_FUSED_COLOUR, lw=0.9)
     distance.hlines(tolerance, 1, compared_steps, color="black", ls="--", lw=1)
     distance.axvspan(1, compared_steps, color=_PLAIN_COLOUR, alpha=0.15, lw=0)
-    distance.annotate(
-        f"must stay below {tolerance:g}\nin the first {compared_steps} steps",
-        (compared_steps, tolerance),
-        xytext=(8, -4),
-        textcoords="offset points",
-        va="top",
+    distance.text(
+        compared_steps,
+        min(visible),
+        f"  shaded: the first {compared_steps} steps must agree to {tolerance:g};\n"
+        "  later, rounding grows until the two trainings differ, as equals",
+        va="bottom",
         fontsize=9,
     )
     distance.set(xlabel="step", ylabel="relative difference", yscale="log")
@@ -144,18 +154,18 @@ def save_detections(path: Path, scenes: Scenes, detections: list[Objects]) -> No
     for axes in grid.flat:
         axes.set_axis_off()
     for scene, (axes, found) in enumerate(zip(grid.flat, detections, strict=False)):
-        axes.imshow(scenes.images[scene, 0].cpu().numpy(), cmap="gray", vmin=-0.4, vmax=1.2)
+        axes.imshow(scenes.images[scene, 0].cpu().numpy(), cmap="gray", vmin=-0.3, vmax=1.1)
         for box in scenes.boxes[scene][scenes.valid[scene]].tolist():
             _draw_box(axes, box, _TRUTH_COLOUR, lw=1.0, ls=":")
         for box, label, score in zip(
             found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
         ):
             if score >= _SHOWN_SCORE:
-                colour = _class_colour(label)
+                colour = _CLASS_COLOURS[label]
                 _draw_box(axes, box, colour, lw=1.8, ls="-")
                 _draw_caption(axes, box, f"{label}  {score:.2f}", colour)
     handles = [
-        Line2D([], [], color=_class_colour(0), lw=1.8, label="found (class and score)"),
+        Line2D([], [], color=_CLASS_COLOURS[0], lw=1.8, label="found (class and score)"),
         Line2D([], [], color=_TRUTH_COLOUR, lw=1.0, ls=":", label="truth"),
     ]
     figure.legend(
@@ -169,16 +179,12 @@ def save_detections(path: Path, scenes: Scenes, detections: list[Objects]) -> No
     plt.close(figure)
 
 
-def _class_colour(label: int) -> Colour:
-    return plt.get_cmap("tab10")(label / NUM_CLASSES)
-
-
-def _draw_box(axes: Axes, box: list[float], colour: Colour, lw: float, ls: str) -> None:
+def _draw_box(axes: Axes, box: list[float], colour: str, lw: float, ls: str) -> None:
     x1, y1, x2, y2 = (value - 0.5 for value in box)  # imshow puts pixel centres at integers
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=lw, ls=ls))
 
 
-def _draw_caption(axes: Axes, box: list[float], text: str, colour: Colour) -> None:
+def _draw_caption(axes: Axes, box: list[float], text: str, colour: str) -> None:
     above = box[1] > 10
     axes.text(
         box[0] - 0.5,

@@ -1,9 +1,55 @@
 # SPDX-License-Identifier: MIT
-"""Adapters to code that is already there."""
+"""fastloss in code that is already there: :func:`fastloss.patch`."""
 
 from __future__ import annotations
 
+from .patching import FrameworkStatus, Patch
+from .torchvision import TORCHVISION
 
-def patch(framework: str) -> None:
-    """Placeholder until the integration lands in this tree."""
-    raise NotImplementedError(framework)
+__all__ = ["FrameworkStatus", "Patch", "patch"]
+
+_FRAMEWORKS = {framework.name: framework for framework in (TORCHVISION,)}
+
+
+class _Patcher:
+    """Makes a framework compute its losses with fastloss.
+
+    Every function that fastloss has a kernel for is replaced in the module that defines it and
+    in every module of the framework that imported it, all of them or none. Modules of the
+    framework imported later get the replacement too. Your own modules are left alone: where one
+    says ``from torchvision.ops import sigmoid_focal_loss``, patch before that line runs, or call
+    ``torchvision.ops.sigmoid_focal_loss``.
+
+    Args:
+        framework: Its name; :meth:`available` tells which there are.
+
+    Returns:
+        A :class:`~fastloss.integrations.Patch`: call its ``undo()``, or use it in a ``with``
+        statement.
+
+    Raises:
+        ValueError: For an unknown framework.
+        ImportError: For a framework that is not installed, or in a version that was not tested.
+
+    Example:
+        >>> import fastloss
+        >>> with fastloss.patch("torchvision"):  # doctest: +SKIP
+        ...     train(torchvision.models.detection.fcos_resnet50_fpn())
+    """
+
+    def __call__(self, framework: str) -> Patch:
+        if framework not in _FRAMEWORKS:
+            raise ValueError(
+                f"fastloss.patch: framework must be one of {sorted(_FRAMEWORKS)}, got {framework!r}"
+            )
+        return Patch(_FRAMEWORKS[framework])
+
+    def available(self) -> dict[str, FrameworkStatus]:
+        """The frameworks known, with the version installed and the versions supported."""
+        return {name: framework.status() for name, framework in _FRAMEWORKS.items()}
+
+    def __repr__(self) -> str:
+        return "<fastloss.patch: call it with the name of a framework>"
+
+
+patch = _Patcher()

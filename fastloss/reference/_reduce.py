@@ -35,9 +35,7 @@ def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if double else torch.float32
     return tuple(
-        _FromHalf.apply(tensor, dtype)  # type: ignore[no-untyped-call]
-        if tensor.dtype == torch.float16
-        else tensor.to(dtype)
+        _FromHalf.apply(tensor, dtype) if tensor.dtype == torch.float16 else tensor.to(dtype)
         for tensor in tensors
     )
 

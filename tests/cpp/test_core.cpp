@@ -19,6 +19,7 @@
 #include "core/dual.h"
 #include "core/half.h"
 #include "core/math.h"
+#include "core/special.h"
 #include "core/vec.h"
 
 namespace fastloss::FASTLOSS_TARGET {
@@ -559,6 +560,14 @@ void check_duals() {
   check_dual("log1p", [](auto x, auto y) { return log1p(x * y); });
   check_dual("atan", [](auto x, auto y) { return atan(x / y); });
   check_dual("tanh", [](auto x, auto y) { return tanh(x - y); });
+
+  for (const double exponent : {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0}) {
+    check_dual(("power " + number(exponent)).c_str(), [=](auto x, auto y) { return power(x * y, exponent); });
+  }
+  check_dual("sigmoid", [](auto x, auto y) { return sigmoid(x - y); });
+  check_dual("logistic: complement", [](auto x, auto y) { return logistic(x - y).complement; });
+  check_dual("logistic: cost_if_positive", [](auto x, auto y) { return logistic(x - y).cost_if_positive; });
+  check_dual("logistic: cost_if_negative", [](auto x, auto y) { return logistic(x - y).cost_if_negative; });
 
   // The conventions at the kinks, which finite differences cannot see.
   constexpr unsigned kX = 1, kY = 4;

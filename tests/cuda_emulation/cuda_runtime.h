@@ -183,7 +183,8 @@ void __stcs(T* address, T value) {  // written once
 }
 
 // The C library's; CUDA declares it for kernels whether or not NDEBUG is defined.
-extern "C" [[noreturn]] void __assert_fail(const char* what, const char* file, unsigned line, const char* function) noexcept;
+extern "C" [[noreturn]] void __assert_fail(const char* what, const char* file, unsigned line,
+                                           const char* function) noexcept;
 
 // --- the runtime's host functions; a launch returns when the grid has finished ---
 

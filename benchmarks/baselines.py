@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: MIT
+"""What fastloss is compared with: each loss as people run it in plain PyTorch.
+
+The baseline of a loss is torchvision's own function where torchvision can be imported, else torch's
+own, else a formula of this file, else the twin in :mod:`fastloss.reference`.
+
+The formulas are written the way the libraries that people take these losses from write them, one
+tensor operation after the other. Those that torchvision has too serve only where it cannot be
+imported (there is no torchvision for every build of torch).
+
+``torch.compile`` gets the same function, with one exception in its favour: where the eager one
+writes through a boolean mask, which breaks the graph, it gets the same formula without the mask,
+which is several times faster compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as torch_functional
+
+from fastloss import reference
+
+try:
+    from torchvision import ops as torchvision_ops
+except (ImportError, RuntimeError):  # RuntimeError: a torchvision that was built for another torch
+    torchvision_ops = None
+
+LossFunction = Callable[..., Tensor]
+Intersect = Callable[["_Sides", "_Sides"], Tensor]
+
+EPS = 1e-7
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The opponents of one loss: functions that take fastloss's arguments by name.
+
+    Attributes:
+        eager: What runs eagerly.
+        compiled: What ``torch.compile`` gets.
+        source: Whose code the eager one is.
+        renamed: The arguments that have another name than fastloss's.
+        same_loss: False where the opponent is another loss, as a yardstick.
+    """
+
+    eager: LossFunction
+    compiled: LossFunction
+    source: str
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    same_loss: bool = True
+
+
+def baseline_of(loss: str) -> Baseline:
+    """Returns what the loss of this name in ``fastloss.functional`` is compared with."""
+    if loss in _FORMULAS:
+        eager, compiled = _FORMULAS[loss]
+        if loss in _TORCHVISION and torchvision_ops is not None:
+            return Baseline(getattr(torchvision_ops, loss), compiled, "torchvision")
+        return Baseline(eager, compiled, "formula")
+    if loss in _TORCH:
+        function = getattr(torch_functional, loss)
+        return Baseline(function, function, "torch")
+    function = getattr(reference, loss)
+    return Baseline(function, function, "fastloss.reference")
+
+
+# What a call costs is held against a call everybody knows, on the same boxes.
+CALL_YARDSTICK = Baseline(
+    torch_functional.smooth_l1_loss,
+    torch_functional.smooth_l1_loss,
+    "torch.nn.functional.smooth_l1_loss",
+    renamed={"boxes1": "input", "boxes2": "target"},
+    same_loss=False,
+)
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return loss.mean()
+    if reduction == "sum":
+        return loss.sum()
+    return loss
+
+
+# ------------------------------------------------------------------------------------------ boxes
+
+
+class _Sides(NamedTuple):
+    """Where boxes begin and end."""
+
+    left: Tensor
+    top: Tensor
+    right: Tensor
+    bottom: Tensor
+
+    @property
+    def width(self) -> Tensor:
+        """From left to right."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> Tensor:
+        """From top to bottom."""
+        return self.bottom - self.top
+
+    @property
+    def area(self) -> Tensor:
+        """Width times height."""
+        return self.width * self.height
+
+
+def _sides(boxes: Tensor) -> _Sides:
+    return _Sides(*boxes.unbind(-1))
+
+
+def _common(a: _Sides, b: _Sides) -> _Sides:
+    return _Sides(
+        torch.max(a.left, b.left),
+        torch.max(a.top, b.top),
+        torch.min(a.right, b.right),
+        torch.min(a.bottom, b.bottom),
+    )
+
+
+def _enclosing(a: _Sides, b: _Sides) -> _Sides:
+    return _Sides(
+        torch.min(a.left, b.left),
+        torch.min(a.top, b.top),
+        torch.max(a.right, b.right),
+        torch.max(a.bottom, b.bottom),
+    )
+
+
+def _intersection_by_mask(a: _Sides, b: _Sides) -> Tensor:
+    """As torchvision does it: the product is computed, and written, only where boxes meet."""
+    common = _common(a, b)
+    meet = (common.right > common.left) & (common.bottom > common.top)
+    intersection = torch.zeros_like(a.left)
+    intersection[meet] = (common.right[meet] - common.left[meet]) * (
+        common.bottom[meet] - common.top[meet]
+    )
+    return intersection
+
+
+def _intersection_by_clamp(a: _Sides, b: _Sides) -> Tensor:
+    """As most detectors do it."""
+    common = _common(a, b)
+    return common.width.clamp(min=0) * common.height.clamp(min=0)
+
+
+def _iou_and_union(
+    a: _Sides, b: _Sides, eps: float, intersect: Intersect
+) -> tuple[Tensor, Tensor]:
+    intersection = intersect(a, b)
+    union = a.area + b.area - intersection
+    return intersection / (union + eps), union
+
+
+def _generalized_penalty(a: _Sides, b: _Sides, union: Tensor, eps: float) -> Tensor:
+    enclosing_area = _enclosing(a, b).area
+    return (enclosing_area - union) / (enclosing_area + eps)
+
+
+def _distance_penalty(a: _Sides, b: _Sides, eps: float) -> Tensor:
+    enclosing = _enclosing(a, b)
+    squared_diagonal = enclosing.width**2 + enclosing.height**2 + eps
+    dx = (a.left + a.right) / 2 - (b.left + b.right) / 2
+    dy = (a.top + a.bottom) / 2 - (b.top + b.bottom) / 2
+    return (dx**2 + dy**2) / squared_diagonal
+
+
+def _aspect_penalty(a: _Sides, b: _Sides, iou: Tensor, eps: float) -> Tensor:
+    angle = torch.atan(b.width / b.height) - torch.atan(a.width / a.height)
+    v = (4 / math.pi**2) * angle**2
+    with torch.no_grad():
+        alpha = v / (1 - iou + v + eps)
+    return alpha * v
+
+
+def _box_losses(intersect: Intersect) -> dict[str, LossFunction]:
+    """torchvision's three box losses, with one way or another to the intersection."""
+
+    def generalized_box_iou_loss(
+        boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = EPS
+    ) -> Tensor:
+        a, b = _sides(boxes1), _sides(boxes2)
+        iou, union = _iou_and_union(a, b, eps, intersect)
+        return _reduce(1 - iou + _generalized_penalty(a, b, union, eps), reduction)
+
+    def distance_box_iou_loss(
+        boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = EPS
+    ) -> Tensor:
+        a, b = _sides(boxes1), _sides(boxes2)
+        iou, _ = _iou_and_union(a, b, eps, intersect)
+        return _reduce(1 - iou + _distance_penalty(a, b, eps), reduction)
+
+    def complete_box_iou_loss(
+        boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = EPS
+    ) -> Tensor:
+        a, b = _sides(boxes1), _sides(boxes2)
+        iou, _ = _iou_and_union(a, b, eps, intersect)
+        loss = 1 - iou + _distance_penalty(a, b, eps) + _aspect_penalty(a, b, iou, eps)
+        return _reduce(loss, reduction)
+
+    return {
+        function.__name__: function
+        for function in (generalized_box_iou_loss, distance_box_iou_loss, complete_box_iou_loss)
+    }
+
+
+def _scylla_box_iou_loss(
+    boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = EPS
+) -> Tensor:
+    """SIoU loss with an arcsine and a cosine for the angle, as detectors write it."""
+    a, b = _sides(boxes1), _sides(boxes2)
+    iou, _ = _iou_and_union(a, b, eps, _intersection_by_clamp)
+    enclosing = _enclosing(a, b)
+    dx = (b.left + b.right - a.left - a.right) / 2
+    dy = (b.top + b.bottom - a.top - a.bottom) / 2
+    distance = torch.sqrt(dx**2 + dy**2) + eps
+    sine, cosine = dx.abs() / distance, dy.abs() / distance
+    angle = torch.asin(torch.where(sine > math.sqrt(0.5), cosine, sine))
+    gamma = torch.cos(2 * angle - math.pi / 2) - 2
+    rho_x = (dx / (enclosing.width + eps)) ** 2
+    rho_y = (dy / (enclosing.height + eps)) ** 2
+    distance_cost = 2 - torch.exp(gamma * rho_x) - torch.exp(gamma * rho_y)
+    width_change = (a.width - b.width).abs() / torch.max(a.width, b.width)
+    height_change = (a.height - b.height).abs() / torch.max(a.height, b.height)
+    shape_cost = (1 - torch.exp(-width_change)) ** 4 + (1 - torch.exp(-height_change)) ** 4
+    return _reduce(1 - iou + (distance_cost + shape_cost) / 2, reduction)
+
+
+def _pairwise_box_iou(
+    boxes1: Tensor, boxes2: Tensor, kind: str = "iou", eps: float = EPS
+) -> Tensor:
+    """Similarities of all pairs by broadcasting, as assigners compute them."""
+    a, b = _sides(boxes1[..., :, None, :]), _sides(boxes2[..., None, :, :])
+    iou, union = _iou_and_union(a, b, eps, _intersection_by_clamp)
+    if kind == "iou":
+        return iou
+    if kind == "giou":
+        return iou - _generalized_penalty(a, b, union, eps)
+    if kind == "diou":
+        return iou - _distance_penalty(a, b, eps)
+    if kind == "ciou":
+        return iou - _distance_penalty(a, b, eps) - _aspect_penalty(a, b, iou, eps)
+    return reference.pairwise_box_iou(boxes1, boxes2, kind, eps)
+
+
+# --------------------------------------------------------------------------------- classification
+
+
+def _dense_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str
+) -> Tensor:
+    """What torchvision computes, for where it cannot be imported."""
+    probability = torch.sigmoid(inputs)
+    cross_entropy = torch_functional.binary_cross_entropy_with_logits(
+        inputs, targets, reduction="none"
+    )
+    p_t = probability * targets + (1 - probability) * (1 - targets)
+    loss = cross_entropy * (1 - p_t) ** gamma
+    if alpha >= 0:
+        loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
+    return _reduce(loss, reduction)
+
+
+def _sigmoid_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2,
+    reduction: str = "none",
+) -> Tensor:
+    """Class indices become zeros and ones by a mask, as in torchvision's RetinaNet."""
+    if targets.dim() < inputs.dim():
+        classes = targets
+        foreground = classes < inputs.shape[-1]
+        targets = torch.zeros_like(inputs)
+        targets[foreground, classes[foreground]] = 1.0
+    dense = _dense_focal_loss if torchvision_ops is None else torchvision_ops.sigmoid_focal_loss
+    return dense(inputs, targets, alpha, gamma, reduction)
+
+
+def _sigmoid_focal_loss_without_mask(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2,
+    reduction: str = "none",
+) -> Tensor:
+    if targets.dim() < inputs.dim():
+        classes = torch.arange(inputs.shape[-1], device=inputs.device)
+        targets = (targets[..., None] == classes).to(inputs.dtype)
+    return _dense_focal_loss(inputs, targets, alpha, gamma, reduction)
+
+
+# -------------------------------------------------------------------------------------- the lists
+
+# Run eagerly, and given to the compiler.
+_FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
+    **{
+        name: (eager, _box_losses(_intersection_by_clamp)[name])
+        for name, eager in _box_losses(_intersection_by_mask).items()
+    },
+    "scylla_box_iou_loss": (_scylla_box_iou_loss, _scylla_box_iou_loss),
+    "pairwise_box_iou": (_pairwise_box_iou, _pairwise_box_iou),
+    "sigmoid_focal_loss": (_sigmoid_focal_loss, _sigmoid_focal_loss_without_mask),
+}
+_TORCHVISION = frozenset(_box_losses(_intersection_by_mask))
+_TORCH = frozenset(
+    {
+        "binary_cross_entropy_with_logits",
+        "huber_loss",
+        "l1_loss",
+        "mse_loss",
+        "smooth_l1_loss",
+    }
+)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""What csrc/torch/bindings.cpp defines."""
+
+from torch import Tensor
+
+Numbers = tuple[float, ...]
+
+def pointwise(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: Numbers,
+    pos_weight: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: float | Tensor | None,
+) -> Tensor: ...
+def box_pair(
+    loss: str,
+    boxes1: Tensor,
+    boxes2: Tensor,
+    parameters: Numbers,
+    device_parameter: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: float | Tensor | None,
+) -> Tensor: ...
+def box_matrix(kind: str, boxes1: Tensor, boxes2: Tensor, parameters: Numbers) -> Tensor: ...
+def box_crowd(
+    loss: str,
+    boxes: Tensor,
+    target_boxes: Tensor,
+    target_index: Tensor,
+    batch_index: Tensor | None,
+    target_batch_index: Tensor | None,
+    parameters: Numbers,
+    reduction: str,
+) -> Tensor: ...
+def build_info() -> dict[str, str | bool]: ...
+def kernels() -> dict[str, list[str]]: ...

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""The mechanism of every integration: functions exchanged wherever a framework refers to them.
+
+An adapter (:mod:`fastloss.integrations.torchvision` is one) is a :class:`Framework`: a name, the
+versions it was tested with, and its replacements. It imports nothing of the framework itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NamedTuple
+
+__all__ = ["Framework", "FrameworkStatus", "Patch", "Replacement"]
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A function of a framework, and what stands in for it.
+
+    Attributes:
+        module: The module that defines the function.
+        name: The function's name there.
+        wrap: Makes the stand-in from the original, which keeps serving the calls that the kernels
+            do not take.
+    """
+
+    module: str
+    name: str
+    wrap: Callable[[Function], Function]
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A package whose functions can be replaced.
+
+    Attributes:
+        name: Of the package, as it is installed and imported.
+        oldest: The oldest version tested.
+        newest: The newest version tested. Others than these are refused: a drop-in that was never
+            compared with what it replaces is none.
+        replacements: What is replaced, all of it or nothing.
+    """
+
+    name: str
+    oldest: tuple[int, int]
+    newest: tuple[int, int]
+    replacements: tuple[Replacement, ...]
+
+    @property
+    def supported(self) -> str:
+        """The versions tested, in words."""
+        return f"{_dotted(self.oldest)} to {_dotted(self.newest)}"
+
+    def installed(self) -> str | None:
+        """The version installed, or None. Does not import the framework."""
+        try:
+            return importlib.metadata.version(self.name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def status(self) -> FrameworkStatus:
+        """What :func:`fastloss.patch.available` tells of the framework."""
+        version = self.installed()
+        usable = version is not None and self.oldest <= _release(version) <= self.newest
+        return FrameworkStatus(version, self.supported, usable)
+
+
+class FrameworkStatus(NamedTuple):
+    """What is known of a framework.
+
+    Attributes:
+        installed: The version installed, or None.
+        supported: The versions that can be patched, in words.
+        usable: Whether the version installed is one of them.
+    """
+
+    installed: str | None
+    supported: str
+    usable: bool
+
+
+class Patch:
+    """A framework that computes with fastloss, until :meth:`undo` or the end of a ``with`` block.
+
+    Patches of one framework nest: it gets its own functions back when the last one is undone.
+    """
+
+    def __init__(self, framework: Framework) -> None:
+        self._framework = framework
+        _begin(framework)
+        self._active = True
+
+    def undo(self) -> None:
+        """Ends this patch. Undoing twice does nothing more."""
+        if self._active:
+            self._active = False
+            _end(self._framework)
+
+    def __enter__(self) -> Patch:
+        if not self._active:
+            raise RuntimeError(
+                f"this patch of {self._framework.name} was undone: call fastloss.patch again"
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        state = "active" if self._active else "undone"
+        return f"<fastloss patch of {self._framework.name}, {state}>"
+
+
+@dataclass
+class _Exchange:
+    """What was exchanged in a framework, and how many patches want it so."""
+
+    pairs: list[tuple[Function, Function]]  # original, stand-in
+    patches: int = field(default=0)
+
+
+_exchanges: dict[str, _Exchange] = {}
+_lock = threading.Lock()
+
+
+def _begin(framework: Framework) -> None:
+    with _lock:
+        exchange = _exchanges.get(framework.name)
+        if exchange is None:
+            # Whatever can fail fails here, before anything is touched.
+            exchange = _Exchange(_prepare(framework))
+            _swap(framework.name, exchange.pairs)
+            _exchanges[framework.name] = exchange
+        exchange.patches += 1
+
+
+def _end(framework: Framework) -> None:
+    with _lock:
+        exchange = _exchanges[framework.name]
+        exchange.patches -= 1
+        if exchange.patches == 0:
+            # Looked up anew: modules imported meanwhile have the stand-ins.
+            _swap(framework.name, [(new, old) for old, new in exchange.pairs])
+            del _exchanges[framework.name]
+
+
+def _prepare(framework: Framework) -> list[tuple[Function, Function]]:
+    """Every original with its stand-in."""
+    version = framework.installed()
+    if version is None:
+        raise ImportError(
+            f"{framework.name} is not installed; fastloss can patch {framework.supported}"
+        )
+    if not framework.status().usable:
+        raise ImportError(
+            f"{framework.name} {version} is installed, but fastloss was tested with "
+            f"{framework.supported} only and patches no other"
+        )
+    return [(old, item.wrap(old)) for item in framework.replacements for old in [_find(item)]]
+
+
+def _find(replacement: Replacement) -> Function:
+    """The original of a replacement. Imports the framework where that has not happened yet."""
+    full_name = f"{replacement.module}.{replacement.name}"
+    try:
+        return getattr(importlib.import_module(replacement.module), replacement.name)
+    except Exception as error:  # a package built for another torch fails in ways of its own
+        raise ImportError(
+            f"{full_name} cannot be imported, nothing was patched: {error}"
+        ) from error
+
+
+def _swap(package: str, pairs: Iterable[tuple[Function, Function]]) -> None:
+    """Exchanges functions under every name that a module of the package has for them.
+
+    Not by a list of modules: ``from .ops import f`` can stand anywhere, and under another name.
+    """
+    new_by_id = {id(old): new for old, new in pairs}
+    for name, module in list(sys.modules.items()):
+        if module is None or name.partition(".")[0] != package:
+            continue
+        names = vars(module)
+        # The dictionary is written, not the attributes: that cannot fail half way.
+        names.update(
+            {key: new_by_id[id(value)] for key, value in names.items() if id(value) in new_by_id}
+        )
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor = re.findall(r"\d+", f"{version}.0")[:2]
+    return int(major), int(minor)
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""torchvision: the box losses and the focal loss of ``torchvision.ops``.
+
+Signatures, defaults, reductions, dtypes, errors and empty inputs are torchvision's. Calls that the
+kernels do not take (other shapes, integers, tensor subclasses, TorchScript, ``torch.jit.trace``)
+run torchvision's own code. What differs: losses and gradients are finite where torchvision's are
+NaN (boxes of zero area), and half-precision focal losses are computed in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from fastloss import functional
+
+from .patching import Framework, Function, Replacement
+
+_FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_REDUCTIONS = frozenset({"none", "mean", "sum"})
+_DEFAULT_EPS = 1e-7
+
+
+def _box_loss(kernel: Function, *, only_default_eps: bool = False) -> Function:
+    """Makes the wrapper of a loss of boxes."""
+
+    def wrap(original: Function) -> Function:
+        @functools.wraps(original)
+        def stand_in(
+            boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = _DEFAULT_EPS
+        ) -> Tensor:
+            fits = (
+                _are_plain(boxes1, boxes2)
+                and boxes1.dim() > 0
+                and boxes1.shape[-1] == 4
+                and reduction in _REDUCTIONS
+                and isinstance(eps, float)
+                and (eps == _DEFAULT_EPS or not only_default_eps)
+            )
+            call = kernel if fits else original
+            return call(boxes1, boxes2, reduction, eps)
+
+        return _scripted_as(original, stand_in)
+
+    return wrap
+
+
+def _focal_loss(original: Function) -> Function:
+    @functools.wraps(original)
+    def stand_in(
+        inputs: Tensor,
+        targets: Tensor,
+        alpha: float = 0.25,
+        gamma: float = 2,
+        reduction: str = "none",
+    ) -> Tensor:
+        fits = (
+            _are_plain(inputs, targets)
+            and inputs.numel() > 0  # torchvision's mean over nothing is NaN
+            and reduction in _REDUCTIONS
+            and isinstance(alpha, (float, int))
+            and (0 <= alpha <= 1 or alpha == -1)
+            and isinstance(gamma, (float, int))
+            and gamma >= 0
+        )
+        if not fits:
+            return original(inputs, targets, alpha, gamma, reduction)
+        loss = functional.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
+        return (
+            loss
+            if _autocasts(inputs)
+            else loss.to(torch.promote_types(inputs.dtype, targets.dtype))
+        )
+
+    return _scripted_as(original, stand_in)
+
+
+def _are_plain(first: Tensor, second: Tensor) -> bool:
+    """Whether these are two floating tensors of one shape and device, and nothing more."""
+    return (
+        not torch.jit.is_tracing()
+        and type(first) in (Tensor, torch.nn.Parameter)
+        and type(second) in (Tensor, torch.nn.Parameter)
+        and first.dtype in _FLOATING
+        and second.dtype in _FLOATING
+        and first.shape == second.shape
+        and first.device == second.device
+    )
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    """Whether torch computes cross-entropies in float32 here, whatever the dtype."""
+    return torch.is_autocast_enabled(tensor.device.type)
+
+
+def _scripted_as(original: Function, stand_in: Function) -> Function:
+    """Has ``torch.jit.script`` compile the original: TorchScript knows no kernels of ours."""
+    stand_in.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]
+    return stand_in
+
+
+TORCHVISION = Framework(
+    name="torchvision",
+    oldest=(0, 25),
+    newest=(0, 29),
+    replacements=(
+        Replacement(
+            "torchvision.ops.giou_loss",
+            "generalized_box_iou_loss",
+            _box_loss(functional.generalized_box_iou_loss),
+        ),
+        Replacement(
+            "torchvision.ops.diou_loss",
+            "distance_box_iou_loss",
+            _box_loss(functional.distance_box_iou_loss),
+        ),
+        # torchvision's CIoU uses a caller's eps in one of its three denominators only.
+        Replacement(
+            "torchvision.ops.ciou_loss",
+            "complete_box_iou_loss",
+            _box_loss(functional.complete_box_iou_loss, only_default_eps=True),
+        ),
+        Replacement("torchvision.ops.focal_loss", "sigmoid_focal_loss", _focal_loss),
+    ),
+)

@@ -1,0 +1,548 @@
+# SPDX-License-Identifier: MIT
+"""The one table: a row per loss and variant. Tests and benchmarks iterate over it; a new loss is one more row.
+
+A :class:`Family` is what losses of one access pattern share: how inputs of a shape look, which of them have gradients,
+which ones are degenerate. A :class:`Case` is a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from fastloss import functional, reference
+
+Shape = tuple[int, ...]
+Arguments = dict[str, Any]
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+DTYPES = (*HALF_DTYPES, torch.float32, torch.float64)
+INTEGER_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+# Around the widths of the vectors, and enough for several of them with a remainder.
+SIZES = (0, 1, 3, 15, 16, 17, 1031)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """|found - expected| <= relative·|expected| + absolute·(largest |expected|)."""
+
+    relative: float
+    absolute: float
+
+
+# Gradients in half precision are rounded twice: when they are saved, and when backward scales them.
+TOLERANCES = {
+    torch.float16: Tolerance(2 * 2.0**-11 + 1e-5, 2e-6),
+    torch.bfloat16: Tolerance(2 * 2.0**-9 + 2e-5, 2e-6),
+    torch.float32: Tolerance(1e-5, 2e-6),
+    torch.float64: Tolerance(1e-12, 1e-13),
+}
+# A coordinate near 100 is exact to 4e-6, and the distance of two centres may be far below 1.
+CANCELLING = Tolerance(1e-5, 5e-6)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the losses of one access pattern share.
+
+    Attributes:
+        engine: Name of the engine, a key of ``fastloss._C.kernels()``.
+        build: Tensors by argument name, in the order of the signature, for a shape; floating ones are float64.
+        degenerate: Tensors on which a careless formula fails: 0 / 0, infinity, overflow.
+        shape_of: The shape with about so many elements (or boxes).
+        differentiable: The arguments with a gradient; the first one is the prediction.
+        integers: The arguments that are class indices or the like.
+        weight_shapes: The shapes a weight may have; none where the function takes no weight.
+        element_wise: Whether a number of the unreduced loss depends on one element (or box pair) alone.
+        reduces: Whether there is a ``reduction`` at all.
+    """
+
+    engine: str
+    build: Callable[[Shape, Generator], dict[str, Tensor]]
+    degenerate: Callable[[], dict[str, Tensor]]
+    differentiable: tuple[str, ...]
+    shape_of: Callable[[int], Shape] = lambda size: (size,)
+    integers: tuple[str, ...] = ()
+    weight_shapes: Callable[[Shape], Sequence[Shape]] = lambda shape: ()
+    element_wise: bool = True
+    reduces: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row: one loss in one variant.
+
+    Attributes:
+        function: Name in ``fastloss.functional`` and ``fastloss.reference``.
+        label: What people call it: a word for tables and plots.
+        family: What it shares with others.
+        module: Name of the ``nn.Module``; None where there is none.
+        kernel: Name of the formula in ``fastloss._C.kernels()``, if it is not the function's.
+        variant: What tells this row from others of the function.
+        options: Keyword arguments of the variant; tensors among them go where the inputs go.
+        exact_gradient: False where the formula holds a factor constant for the gradient: finite
+            differences see another function there, only the oracle tells what is right.
+        float32: Tolerance in float32; a looser one has its reason beside it.
+    """
+
+    function: str
+    label: str
+    family: Family
+    module: str | None
+    kernel: str = ""
+    variant: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    exact_gradient: bool = True
+    float32: Tolerance = TOLERANCES[torch.float32]
+
+    @property
+    def id(self) -> str:
+        return f"{self.function}-{self.variant}" if self.variant else self.function
+
+    @property
+    def kernel_name(self) -> str:
+        return self.kernel or self.function
+
+    @property
+    def prediction(self) -> str:
+        return self.family.differentiable[0]
+
+    @property
+    def reductions(self) -> tuple[Arguments, ...]:
+        """The keyword arguments that reduce: one dictionary per reduction, empty where nothing is reduced."""
+        if not self.family.reduces:
+            return ({},)
+        return tuple({"reduction": name} for name in ("none", "mean", "sum"))
+
+    @property
+    def takes_weight(self) -> bool:
+        return len(self.family.weight_shapes((1, 1))) > 0
+
+    def arguments(
+        self,
+        size: int | Shape = 17,
+        dtype: torch.dtype = torch.float32,
+        *,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        requires_grad: Sequence[str] | bool = False,
+        degenerate: bool = False,
+        **dtypes: torch.dtype,
+    ) -> Arguments:
+        """Everything a call takes but the reduction, fresh and the same every time.
+
+        Args:
+            size: Number of elements (or boxes), or the whole shape.
+            dtype: Of the floating tensors.
+            device: Where they lie.
+            seed: Of the random numbers.
+            requires_grad: The arguments that do, or True for all that can.
+            degenerate: The degenerate inputs in place of random ones; the size does not matter then.
+            **dtypes: Other dtypes, by the argument's name.
+        """
+        shape = size if isinstance(size, tuple) else self.family.shape_of(size)
+        generator = torch.Generator().manual_seed(seed)
+        tensors = self.family.degenerate() if degenerate else self.family.build(shape, generator)
+        wanted = self.family.differentiable if requires_grad is True else requires_grad or ()
+        result: Arguments = {}
+        for name, tensor in tensors.items():
+            target = dtypes.get(name, dtype if tensor.is_floating_point() else tensor.dtype)
+            result[name] = tensor.to(device, target).requires_grad_(name in wanted)
+        for name, value in self.options.items():
+            result[name] = value.to(device) if isinstance(value, Tensor) else value
+        return result
+
+    def weights(
+        self,
+        size: int | Shape = 17,
+        dtype: torch.dtype = torch.float32,
+        *,
+        device: str | torch.device = "cpu",
+        seed: int = 1,
+    ) -> list[Tensor]:
+        """A weight of every shape that fits inputs of this size; some of the numbers are 0."""
+        shape = size if isinstance(size, tuple) else self.family.shape_of(size)
+        generator = torch.Generator().manual_seed(seed)
+        weights = []
+        for weight_shape in self.family.weight_shapes(shape):
+            weight = torch.rand(weight_shape, generator=generator, dtype=torch.float64)
+            weights.append(torch.where(weight < 0.2, 0.0, weight).to(device, dtype))
+        return weights
+
+    def loss(self, arguments: Arguments, **more: Any) -> Tensor:
+        """The loss by the kernels."""
+        return getattr(functional, self.function)(**arguments, **more)
+
+    def reference(self, arguments: Arguments, **more: Any) -> Tensor:
+        """The loss by plain PyTorch."""
+        return getattr(reference, self.function)(**arguments, **more)
+
+    def compulsory_bytes(self, arguments: Arguments, *, gradient: bool = True) -> int:
+        """What any implementation moves: every input read once, every gradient written once, an unreduced loss."""
+        tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
+        moved = sum(tensor.nbytes for tensor in tensors)
+        if gradient:
+            moved += sum(tensor.nbytes for tensor in tensors if tensor.requires_grad)
+        if not self.family.reduces:
+            rows, columns = (arguments[name].shape for name in self.family.differentiable)
+            moved += 4 * math.prod((*rows[:-1], columns[-2]))
+        return moved
+
+
+# --------------------------------------------------------------------------------------------------------------- boxes
+
+
+def _random_boxes(shape: Shape, generator: Generator) -> Tensor:
+    """Proper boxes (*shape, 4) in a scene of 100 × 100, sides between 4 and 60."""
+    center = torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 100
+    log_side = torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
+    half_side = 2 * 15**log_side
+    return torch.cat((center - half_side, center + half_side), -1)
+
+
+def _box_pairs(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Predictions near their targets, every fourth somewhere else."""
+    targets = _random_boxes(shape, generator)
+    noise = 6 * torch.randn(*shape, 4, generator=generator, dtype=torch.float64)
+    elsewhere = torch.rand(*shape, 1, generator=generator, dtype=torch.float64) < 0.25
+    # Noise may turn a small box inside out: sorting the coordinates keeps it proper.
+    near = (targets + noise).unflatten(-1, (2, 2)).sort(-2).values.flatten(-2)
+    predictions = torch.where(elsewhere, _random_boxes(shape, generator), near)
+    return {"boxes1": predictions, "boxes2": targets}
+
+
+# Every way in which a box can be degenerate, beside a few that are not. All numbers are exact in every dtype, and
+# products of the largest stay finite in float32.
+_DEGENERATE_BOXES = (
+    (0.0, 0.0, 0.0, 0.0),  # a point at the origin
+    (5.0, 7.0, 5.0, 7.0),  # a point
+    (5.0, 2.0, 5.0, 12.0),  # no width
+    (2.0, 7.0, 12.0, 7.0),  # no height
+    (12.0, 2.0, 2.0, 12.0),  # inverted in x
+    (2.0, 12.0, 12.0, 2.0),  # inverted in y
+    (12.0, 12.0, 2.0, 2.0),  # inverted in both
+    (2.0, 2.0, 12.0, 12.0),
+    (4.0, 4.0, 8.0, 8.0),  # inside, concentric with points above
+    (12.0, 2.0, 22.0, 12.0),  # touches
+    (-32.0, -32.0, -16.0, -24.0),  # far away
+    (-(2.0**-14), -(2.0**-14), 2.0**-14, 2.0**-14),  # tiny
+    (0.0, 0.0, 2.0**-24, 2.0**-24),  # the smallest in float16, below eps squared
+    (-32768.0, -32768.0, 32768.0, 32768.0),  # huge
+    (32768.0, 32768.0, -32768.0, -32768.0),  # huge and inverted
+)
+
+
+def _degenerate_pairs() -> dict[str, Tensor]:
+    """Every degenerate box with every other and with itself."""
+    boxes = torch.tensor(_DEGENERATE_BOXES, dtype=torch.float64)
+    count = len(boxes)
+    return {"boxes1": boxes.repeat_interleave(count, 0), "boxes2": boxes.repeat(count, 1)}
+
+
+BOX_PAIRS = Family(
+    engine="box_pair",
+    build=_box_pairs,
+    degenerate=_degenerate_pairs,
+    differentiable=("boxes1", "boxes2"),
+    weight_shapes=lambda shape: [shape],
+)
+
+
+def _box_sets(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Sets (*batch, N, 4) and (*batch, M, 4) for a shape (*batch, N, M)."""
+    *batch, rows, columns = shape
+    return {
+        "boxes1": _random_boxes((*batch, rows), generator),
+        "boxes2": _random_boxes((*batch, columns), generator),
+    }
+
+
+def _degenerate_sets() -> dict[str, Tensor]:
+    boxes = torch.tensor(_DEGENERATE_BOXES, dtype=torch.float64)
+    return {"boxes1": boxes, "boxes2": boxes.clone()}
+
+
+BOX_SETS = Family(
+    engine="box_matrix",
+    build=_box_sets,
+    degenerate=_degenerate_sets,
+    differentiable=("boxes1", "boxes2"),
+    shape_of=lambda size: (2, size, min(size, 5)),
+    element_wise=False,
+    reduces=False,
+)
+
+
+def _crowd(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """P boxes around G overlapping ground truths of one image, for a shape (P, G)."""
+    boxes, targets = shape
+    target_boxes = _random_boxes((targets,), generator)
+    index = torch.randint(max(targets, 1), (boxes,), generator=generator)
+    noise = 6 * torch.randn(boxes, 4, generator=generator, dtype=torch.float64)
+    return {
+        "boxes": target_boxes[index] + noise if boxes else torch.empty(0, 4, dtype=torch.float64),
+        "target_boxes": target_boxes,
+        "target_index": index,
+    }
+
+
+def _crowd_of_images(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """The same with three images; a box lies in the image of its ground truth."""
+    result = _crowd(shape, generator)
+    image = torch.randint(3, (shape[1],), generator=generator)
+    result["batch_index"] = image[result["target_index"]]
+    result["target_batch_index"] = image
+    return result
+
+
+def _degenerate_crowd() -> dict[str, Tensor]:
+    boxes = torch.tensor(_DEGENERATE_BOXES, dtype=torch.float64)
+    pairs = torch.cartesian_prod(torch.arange(len(boxes)), torch.arange(0, len(boxes), 3))
+    return {
+        "boxes": boxes[pairs[:, 0]],
+        "target_boxes": torch.cat((boxes, boxes)),  # every ground truth has a twin of its own
+        "target_index": pairs[:, 1],
+    }
+
+
+CROWD = Family(
+    engine="box_crowd",
+    build=_crowd,
+    degenerate=_degenerate_crowd,
+    differentiable=("boxes",),
+    # The oracle's work and memory are quadratic.
+    shape_of=lambda size: (min(size, 131), min(size, 131) // 3 + 2),
+    integers=("target_index",),
+    element_wise=False,
+)
+
+
+def _degenerate_crowd_of_images() -> dict[str, Tensor]:
+    result = _degenerate_crowd()
+    image = torch.arange(len(result["target_boxes"])) % 2
+    result["batch_index"] = image[result["target_index"]]
+    result["target_batch_index"] = image
+    return result
+
+
+CROWD_OF_IMAGES = Family(
+    engine="box_crowd",
+    build=_crowd_of_images,
+    degenerate=_degenerate_crowd_of_images,
+    differentiable=CROWD.differentiable,
+    shape_of=CROWD.shape_of,
+    integers=("target_index", "batch_index", "target_batch_index"),
+    element_wise=False,
+)
+
+
+# ------------------------------------------------------------------------------------------------------ classification
+
+# Up to the largest a logit may be asked for, and where exponentials of float32 end.
+_DEGENERATE_LOGITS = (0.0, 2.0**-24, -(2.0**-24), 1.0, -1.0, 17.0, -17.0, 88.0, -88.0, 104.0, -104.0, 1e4, -1e4)
+
+
+def _logits(shape: Shape, generator: Generator) -> Tensor:
+    return 4 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _probabilities(shape: Shape, generator: Generator) -> Tensor:
+    """Mostly labels of 0 and 1, as in training, and some soft ones."""
+    soft = torch.rand(shape, generator=generator, dtype=torch.float64)
+    hard = torch.rand(shape, generator=generator, dtype=torch.float64) < 0.75
+    return torch.where(hard, soft.round(), soft)
+
+
+def _dense(input: str, target: str) -> Callable[[Shape, Generator], dict[str, Tensor]]:
+    return lambda shape, generator: {
+        input: _logits(shape, generator),
+        target: _probabilities(shape, generator),
+    }
+
+
+def _degenerate_dense(input: str, target: str) -> Callable[[], dict[str, Tensor]]:
+    def build() -> dict[str, Tensor]:
+        logits = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+        targets = torch.tensor((0.0, 0.5, 1.0), dtype=torch.float64)
+        both = torch.cartesian_prod(logits, targets)
+        return {input: both[:, 0].contiguous(), target: both[:, 1].contiguous()}
+
+    return build
+
+
+def _broadcastable(shape: Shape) -> list[Shape]:
+    return [shape, shape[-1:], (*shape[:-1], 1)]
+
+
+BINARY = Family(
+    engine="pointwise",
+    build=_dense("input", "target"),
+    degenerate=_degenerate_dense("input", "target"),
+    differentiable=("input", "target"),
+    shape_of=lambda size: (size, 3) if size else (0, 3),
+    weight_shapes=_broadcastable,
+)
+
+
+def _binary_with_pos_weight(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    pos_weight = 3 * torch.rand(shape[-1:], generator=generator, dtype=torch.float64)
+    return {**BINARY.build(shape, generator), "pos_weight": pos_weight}
+
+
+BINARY_WITH_POS_WEIGHT = Family(
+    engine="pointwise",
+    build=_binary_with_pos_weight,
+    degenerate=lambda: {**BINARY.degenerate(), "pos_weight": torch.tensor(3.0, dtype=torch.float64)},
+    differentiable=BINARY.differentiable,
+    shape_of=BINARY.shape_of,
+    weight_shapes=_broadcastable,
+)
+
+DETECTION_LOGITS = Family(
+    engine="pointwise",
+    build=_dense("inputs", "targets"),
+    degenerate=_degenerate_dense("inputs", "targets"),
+    differentiable=("inputs", "targets"),
+    shape_of=BINARY.shape_of,
+    weight_shapes=_broadcastable,
+)
+
+
+def _class_indices(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Labels in [-1, classes]: -1 is ignored, the number of classes is background."""
+    *rows, classes = shape
+    labels = torch.randint(-1, classes + 1, tuple(rows), generator=generator)
+    return {"inputs": _logits(shape, generator), "targets": labels}
+
+
+def _degenerate_class_indices() -> dict[str, Tensor]:
+    logits = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    labels = torch.tensor((-1, 0, len(logits) // 2, len(logits) - 1, len(logits)))
+    return {"inputs": logits.repeat(len(labels), 1), "targets": labels}
+
+
+CLASS_INDICES = Family(
+    engine="pointwise",
+    build=_class_indices,
+    degenerate=_degenerate_class_indices,
+    differentiable=("inputs",),
+    shape_of=lambda size: (size, 7),
+    integers=("targets",),
+    weight_shapes=_broadcastable,
+)
+
+
+# ---------------------------------------------------------------------------------------------------------- regression
+
+
+def _predictions_and_targets(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    return {
+        "input": 2 * torch.randn(shape, generator=generator, dtype=torch.float64),
+        "target": 2 * torch.randn(shape, generator=generator, dtype=torch.float64),
+    }
+
+
+def _degenerate_regression() -> dict[str, Tensor]:
+    numbers = torch.tensor((0.0, 2.0**-24, 1.0, -1.0, 256.0, 1e4, -1e4, 32768.0), dtype=torch.float64)
+    both = torch.cartesian_prod(numbers, numbers)
+    return {"input": both[:, 0].contiguous(), "target": both[:, 1].contiguous()}
+
+
+REGRESSION = Family(
+    engine="pointwise",
+    build=_predictions_and_targets,
+    degenerate=_degenerate_regression,
+    differentiable=("input", "target"),
+    weight_shapes=lambda shape: [shape],
+)
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+CASES: tuple[Case, ...] = (
+    Case("box_iou_loss", "IoU", BOX_PAIRS, "BoxIoULoss", "box_iou_loss/linear"),
+    Case("box_iou_loss", "IoU square", BOX_PAIRS, "BoxIoULoss", "box_iou_loss/square", "square", {"mode": "square"}),
+    Case("box_iou_loss", "IoU log", BOX_PAIRS, "BoxIoULoss", "box_iou_loss/log", "log", {"mode": "log"}),
+    Case("generalized_box_iou_loss", "GIoU", BOX_PAIRS, "GeneralizedBoxIoULoss"),
+    Case("distance_box_iou_loss", "DIoU", BOX_PAIRS, "DistanceBoxIoULoss"),
+    Case("complete_box_iou_loss", "CIoU", BOX_PAIRS, "CompleteBoxIoULoss", exact_gradient=False),
+    Case(
+        "complete_box_iou_loss", "CIoU, α from IoU 0.5", BOX_PAIRS, "CompleteBoxIoULoss",
+        variant="aspect_threshold", options={"aspect_threshold": 0.5}, exact_gradient=False,
+    ),
+    Case("efficient_box_iou_loss", "EIoU", BOX_PAIRS, "EfficientBoxIoULoss"),
+    Case(
+        "efficient_box_iou_loss", "Focal-EIoU", BOX_PAIRS, "EfficientBoxIoULoss",
+        variant="focal", options={"gamma": 0.5},
+    ),
+    Case(
+        "efficient_box_iou_loss", "Focal-EIoU, detached", BOX_PAIRS, "EfficientBoxIoULoss",
+        variant="focal_detached", options={"gamma": 0.5, "detach_focal": True}, exact_gradient=False,
+    ),
+    Case("scylla_box_iou_loss", "SIoU", BOX_PAIRS, "ScyllaBoxIoULoss"),
+    Case("scylla_box_iou_loss", "SIoU, θ 2.5", BOX_PAIRS, "ScyllaBoxIoULoss", variant="theta", options={"theta": 2.5}),
+    Case("wise_box_iou_loss", "WIoU v1", BOX_PAIRS, "WiseBoxIoULoss", exact_gradient=False),
+    Case(
+        "wise_box_iou_loss", "WIoU v2", BOX_PAIRS, "WiseBoxIoULoss",
+        variant="v2", options={"version": 2, "iou_mean": 0.4}, exact_gradient=False,
+    ),
+    Case(
+        "wise_box_iou_loss", "WIoU v3", BOX_PAIRS, "WiseBoxIoULoss",
+        variant="v3", options={"version": 3, "iou_mean": 0.4}, exact_gradient=False,
+    ),
+    Case(
+        "wise_box_iou_loss", "WIoU v3, mean on the device", BOX_PAIRS, "WiseBoxIoULoss",
+        variant="v3_tensor", options={"version": 3, "iou_mean": torch.tensor(0.4), "delta": 2.5}, exact_gradient=False,
+    ),
+    Case("sigmoid_aspect_box_iou_loss", "XIoU", BOX_PAIRS, "SigmoidAspectBoxIoULoss", exact_gradient=False),
+    Case(
+        "normalized_wasserstein_loss", "NWD", BOX_PAIRS, "NormalizedWassersteinLoss",
+        "normalized_wasserstein_loss/exp", float32=CANCELLING,
+    ),
+    *(
+        Case(
+            "normalized_wasserstein_loss", f"NWD {mode}", BOX_PAIRS, "NormalizedWassersteinLoss",
+            f"normalized_wasserstein_loss/{mode}", mode, {"mode": mode}, float32=CANCELLING,
+        )
+        for mode in ("sqrt", "log", "w2")
+    ),
+    Case("repulsion_loss", "Repulsion", CROWD, "RepulsionLoss"),
+    Case(
+        "repulsion_loss", "Repulsion, images", CROWD_OF_IMAGES, "RepulsionLoss",
+        variant="images", options={"sigma_gt": 0.4, "sigma_box": 0.2, "alpha": 0.7, "beta": 0.3},
+    ),
+    *(
+        Case(
+            "pairwise_box_iou", f"pairwise {kind}", BOX_SETS, None, kind, kind, {"kind": kind},
+            exact_gradient=kind != "ciou",
+        )
+        for kind in ("iou", "giou", "diou", "ciou", "eiou", "siou", "nwd")
+    ),
+    Case("sigmoid_focal_loss", "Focal", DETECTION_LOGITS, "SigmoidFocalLoss"),
+    Case(
+        "sigmoid_focal_loss", "Focal, γ 1.5, no α", DETECTION_LOGITS, "SigmoidFocalLoss",
+        variant="gamma", options={"alpha": -1, "gamma": 1.5},
+    ),
+    Case("sigmoid_focal_loss", "Focal, class indices", CLASS_INDICES, "SigmoidFocalLoss", variant="indices"),
+    Case("binary_cross_entropy_with_logits", "BCE", BINARY, "BCEWithLogitsLoss"),
+    Case(
+        "binary_cross_entropy_with_logits", "BCE, positive weight", BINARY_WITH_POS_WEIGHT, "BCEWithLogitsLoss",
+        variant="pos_weight",
+    ),
+    Case("mse_loss", "MSE", REGRESSION, "MSELoss"),
+    Case("l1_loss", "L1", REGRESSION, "L1Loss"),
+    Case("smooth_l1_loss", "Smooth L1", REGRESSION, "SmoothL1Loss"),
+    Case("smooth_l1_loss", "Smooth L1, β 0", REGRESSION, "SmoothL1Loss", variant="beta_0", options={"beta": 0.0}),
+    Case("huber_loss", "Huber", REGRESSION, "HuberLoss"),
+    Case("huber_loss", "Huber, δ 0.3", REGRESSION, "HuberLoss", variant="delta", options={"delta": 0.3}),
+)  # fmt: skip
+
+
+def find_case(id: str) -> Case:
+    """The row with this id."""
+    return next(case for case in CASES if case.id == id)
