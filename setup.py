@@ -106,36 +106,41 @@ def cuda_options(torch) -> list[str]:
     ]
 
 
+def build_with_cmake(torch, build: Path, options: list[str]) -> None:
+    """Configures and builds the extension in the folder ``build``, which keeps what is up to date."""
+    from torch.utils.cpp_extension import include_paths
+
+    cmake = require("cmake", "install it with: pip install cmake")
+    require("ninja", "install it with: pip install ninja")
+    compiler = os.environ.get("CXX", "g++")
+    require(compiler.split()[0], "a C++20 compiler is needed: GCC 12 or newer, or set CXX")
+
+    build.mkdir(parents=True, exist_ok=True)
+    includes = [*include_paths(), sysconfig.get_path("include")]
+    configure = [
+        cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build),
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+        f"-DFASTLOSS_TORCH_INCLUDE_DIRS={';'.join(includes)}",
+        f"-DFASTLOSS_TORCH_LIBRARY_DIR={Path(torch.__file__).parent / 'lib'}",
+        f"-DFASTLOSS_TORCH_VERSION={torch.__version__}",
+        f"-DFASTLOSS_EXTENSION_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
+        f"-DFASTLOSS_WERROR={os.environ.get('FASTLOSS_WERROR', '0')}",
+        *options,
+    ]  # fmt: skip
+    subprocess.run(configure, check=True)
+    jobs = os.environ.get("MAX_JOBS")
+    subprocess.run([cmake, "--build", str(build), *(["-j", jobs] if jobs else [])], check=True)
+
+
 class CMakeBuild(build_ext):
     """Runs CMake where setuptools would run the compiler."""
 
     def build_extension(self, ext: Extension) -> None:
         torch = import_torch()
-        from torch.utils.cpp_extension import include_paths
-
-        cmake = require("cmake", "install it with: pip install cmake")
-        require("ninja", "install it with: pip install ninja")
-        compiler = os.environ.get("CXX", "g++")
-        require(compiler.split()[0], "a C++20 compiler is needed: GCC 12 or newer, or set CXX")
-
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         # One folder per Python and torch: a cache made for another would be believed.
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch{torch.__version__}"
-        build.mkdir(parents=True, exist_ok=True)
-        includes = [*include_paths(), sysconfig.get_path("include")]
-        configure = [
-            cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build),
-            f"-DCMAKE_CXX_COMPILER={compiler}",
-            f"-DFASTLOSS_TORCH_INCLUDE_DIRS={';'.join(includes)}",
-            f"-DFASTLOSS_TORCH_LIBRARY_DIR={Path(torch.__file__).parent / 'lib'}",
-            f"-DFASTLOSS_TORCH_VERSION={torch.__version__}",
-            f"-DFASTLOSS_EXTENSION_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
-            f"-DFASTLOSS_WERROR={os.environ.get('FASTLOSS_WERROR', '0')}",
-            *cuda_options(torch),
-        ]  # fmt: skip
-        subprocess.run(configure, check=True)
-        jobs = os.environ.get("MAX_JOBS")
-        subprocess.run([cmake, "--build", str(build), *(["-j", jobs] if jobs else [])], check=True)
+        build_with_cmake(torch, build, cuda_options(torch))
         output.parent.mkdir(parents=True, exist_ok=True)
         # Renamed into place: a process that has the old one mapped keeps it.
         fresh = output.with_suffix(".new")
@@ -143,7 +148,8 @@ class CMakeBuild(build_ext):
         fresh.replace(output)
 
 
-setup(
-    ext_modules=[Extension("fastloss._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
-)
+if __name__ == "__main__":  # the tests import this file for build_with_cmake
+    setup(
+        ext_modules=[Extension("fastloss._C", sources=[])],
+        cmdclass={"build_ext": CMakeBuild},
+    )

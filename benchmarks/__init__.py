@@ -7,6 +7,6 @@ move come from the table of the tests, ``tests/cases.py``, and from nowhere else
 
 import os
 
-# The profiler that counts allocations and launches writes its stages to stderr, through the progress
+# The profiler that counts allocations and launches writes its stages to stderr, into the progress
 # bar; it reads its verbosity once, when torch is imported.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")

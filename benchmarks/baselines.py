@@ -74,7 +74,7 @@ def baseline_of(loss: str) -> Baseline:
 CALL_YARDSTICK = Baseline(
     torch_functional.smooth_l1_loss,
     torch_functional.smooth_l1_loss,
-    "torch.nn.functional.smooth_l1_loss",
+    "smooth_l1_loss",
     renamed={"boxes1": "input", "boxes2": "target"},
     same_loss=False,
 )
@@ -154,9 +154,7 @@ def _intersection_by_clamp(a: _Sides, b: _Sides) -> Tensor:
     return common.width.clamp(min=0) * common.height.clamp(min=0)
 
 
-def _iou_and_union(
-    a: _Sides, b: _Sides, eps: float, intersect: Intersect
-) -> tuple[Tensor, Tensor]:
+def _iou_and_union(a: _Sides, b: _Sides, eps: float, intersect: Intersect) -> tuple[Tensor, Tensor]:
     intersection = intersect(a, b)
     union = a.area + b.area - intersection
     return intersection / (union + eps), union
@@ -184,7 +182,7 @@ def _aspect_penalty(a: _Sides, b: _Sides, iou: Tensor, eps: float) -> Tensor:
 
 
 def _box_losses(intersect: Intersect) -> dict[str, LossFunction]:
-    """torchvision's three box losses, with one way or another to the intersection."""
+    """The three box losses of torchvision, with one or the other way to the intersection."""
 
     def generalized_box_iou_loss(
         boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = EPS

@@ -44,9 +44,8 @@ def test_weighted_gradient_is_that_of_finite_differences(case: Case) -> None:
 
 @each_case(lambda case: case.exact_gradient)
 def test_second_derivative_is_that_of_finite_differences(case: Case) -> None:
-    for reduction in case.reductions:
-        arguments = case.arguments(3, torch.float64, requires_grad=True)
-        assert gradgradcheck(*of_differentiable(case, arguments, **reduction))
+    arguments = case.arguments(3, torch.float64, requires_grad=True)
+    assert gradgradcheck(*of_differentiable(case, arguments, **case.reductions[0]))
 
 
 @each_case()

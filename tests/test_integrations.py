@@ -310,7 +310,7 @@ def test_who_computes_complete_box_iou_loss_with_another_eps(
     ("takes", "arguments", "options"),
     [
         pytest.param(True, (_LOGITS, _LOGITS.sigmoid()), {}, id="plain"),
-        pytest.param(True, (_LOGITS, _LOGITS.sigmoid()), {"alpha": -1, "gamma": 0}, id="bce"),
+        pytest.param(True, (_LOGITS, _LOGITS.sigmoid()), {"alpha": -1, "gamma": 1}, id="no_alpha"),
         pytest.param(True, (_LOGITS.half(), _LOGITS.sigmoid().double()), {}, id="mixed"),
         pytest.param(False, (_LOGITS[:0], _LOGITS[:0]), {}, id="empty"),
         pytest.param(False, (_LOGITS, torch.ones(1, 3, dtype=torch.int64)), {}, id="integers"),
@@ -318,6 +318,7 @@ def test_who_computes_complete_box_iou_loss_with_another_eps(
         pytest.param(False, (_LOGITS, torch.ones(3)), {}, id="broadcast"),
         pytest.param(False, (_LOGITS, _LOGITS), {"alpha": 1.5}, id="alpha"),
         pytest.param(False, (_LOGITS, _LOGITS), {"gamma": -1.0}, id="gamma"),
+        pytest.param(False, (_LOGITS, _LOGITS), {"gamma": 0}, id="no_gamma"),
         pytest.param(False, (_LOGITS, _LOGITS), {"gamma": torch.tensor(2.0)}, id="tensor_gamma"),
     ],
 )

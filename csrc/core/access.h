@@ -27,7 +27,8 @@ FASTLOSS_INLINE int64_t load_integer(const Input& in, int64_t offset) {
 
 // A number behind a pointer: float32 or float64.
 FASTLOSS_INLINE double load_number(const Input& in) {
-  return in.dtype == DType::kFloat64 ? *static_cast<const double*>(in.data) : *static_cast<const float*>(in.data);
+  return in.dtype == DType::kFloat64 ? *static_cast<const double*>(in.data)
+                                     : *static_cast<const float*>(in.data);
 }
 
 FASTLOSS_INLINE double resolve(const Scale& scale) {

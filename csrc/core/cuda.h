@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What every CUDA kernel shares: launching, sums over a block, and sums over a grid in the same launch.
+// What every CUDA kernel shares: launching, sums over a block, and sums over a grid in the same
+// launch.
 //
 // Compiled by nvcc, and by g++ against the host emulation of CUDA in the tests.
 #pragma once
@@ -37,19 +38,23 @@ inline void check_cuda(cudaError_t error, const std::string& what) {
 // The number of multiprocessors of the current device.
 int multiprocessors();
 
-// The number of blocks for a grid-stride loop over `work_items`: one where there is nothing to do (its kernel still has
-// a total to write), and never more than the workspace has room for partial sums.
+// The number of blocks for a grid-stride loop over `work_items`: one where there is nothing to do
+// (its kernel still has a total to write), and never more than the workspace has room for partial
+// sums.
 inline unsigned grid_for(int64_t work_items, int per_block) {
   const int64_t useful = (work_items + per_block - 1) / per_block;
   const int64_t full = int64_t{multiprocessors()} * kBlocksPerMultiprocessor;
-  return static_cast<unsigned>(std::max<int64_t>(std::min({useful, full, kWorkspace / kMaxTotals}), 1));
+  return static_cast<unsigned>(
+      std::max<int64_t>(std::min({useful, full, kWorkspace / kMaxTotals}), 1));
 }
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, std::size_t shared_bytes, void* stream,
-            const Arguments&... arguments) {
-  static_assert(sizeof...(Parameters) == sizeof...(Arguments), "a kernel launched with too few or too many arguments");
-  static_assert((std::is_convertible_v<const Arguments&, Parameters> && ...), "an argument of the wrong type");
+void launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, std::size_t shared_bytes,
+            void* stream, const Arguments&... arguments) {
+  static_assert(sizeof...(Parameters) == sizeof...(Arguments),
+                "a kernel launched with too few or too many arguments");
+  static_assert((std::is_convertible_v<const Arguments&, Parameters> && ...),
+                "an argument of the wrong type");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(grid);
   config.blockDim = dim3(block);
@@ -57,20 +62,21 @@ void launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, std::s
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess) {  // the text is built only when it is needed
-    check_cuda(error, "launching a CUDA kernel with " + std::to_string(grid) + " blocks of " + std::to_string(block) +
-                          " threads and " + std::to_string(shared_bytes) + " bytes of shared memory");
+    check_cuda(error, "launching a CUDA kernel with " + std::to_string(grid) + " blocks of " +
+                          std::to_string(block) + " threads and " + std::to_string(shared_bytes) +
+                          " bytes of shared memory");
   }
 }
 
-// Where the blocks of one launch leave their partial sums and count who is done. `counter` is zero when a launch starts
-// and is left zero by its last block, so no launch has to clear it.
+// Where the blocks of one launch leave their partial sums and count who is done. `counter` is zero
+// when a launch starts and is left zero by its last block, so no launch has to clear it.
 struct Completion {
   double* partials = nullptr;   // [totals, grid]
   unsigned* counter = nullptr;  // null: a single block, which has nobody to wait for
 };
 
-// The counter for one launch on `stream`. Launches on one stream run one after the other and share theirs; a captured
-// launch may be replayed beside anything, so it owns one for ever.
+// The counter for one launch on `stream`. Launches on one stream run one after the other and share
+// theirs; a captured launch may be replayed beside anything, so it owns one for ever.
 unsigned* completion_counter(void* stream);
 
 inline Completion completion_for(const Execution& execution, unsigned grid) {
@@ -98,7 +104,8 @@ FASTLOSS_DEVICE_INLINE T warp_sum(T value) {  // the total in lane 0
   return value;
 }
 
-// The sums over a block of kThreads threads, in thread 0 and in place, always added in the same order.
+// The sums over a block of kThreads threads, in thread 0 and in place, always added in the same
+// order.
 template <int kThreads, class T, int kCount>
 FASTLOSS_DEVICE_INLINE void block_sum(T (&values)[kCount]) {
   static_assert(kThreads % kWarpSize == 0 && kThreads <= kWarpSize * kWarpSize);
@@ -113,7 +120,8 @@ FASTLOSS_DEVICE_INLINE void block_sum(T (&values)[kCount]) {
     }
     __syncthreads();
     if (thread < kWarpSize) {
-      for (int k = 0; k < kCount; ++k) values[k] = warp_sum(thread < kWarps ? of_warp[k][thread] : T(0));
+      for (int k = 0; k < kCount; ++k)
+        values[k] = warp_sum(thread < kWarps ? of_warp[k][thread] : T(0));
     }
   }
 }
@@ -125,11 +133,14 @@ FASTLOSS_DEVICE_INLINE T block_sum(T value) {
   return values[0];
 }
 
-// The sums over the whole grid: the block that finishes last adds the blocks' sums, in the order of the blocks whoever
-// is last, and one of its threads calls finish(totals). Every thread of a one-dimensional grid calls this, at its end.
+// The sums over the whole grid: the block that finishes last adds the blocks' sums, in the order of
+// the blocks whoever is last, and one of its threads calls finish(totals). Every thread of a
+// one-dimensional grid calls this, at its end.
 template <int kThreads, class T, int kTotals, class Finish>
-FASTLOSS_DEVICE_INLINE void grid_sum(const T (&values)[kTotals], const Completion& completion, const Finish& finish) {
-  static_assert(kTotals <= kMaxTotals, "the workspace has room for kMaxTotals partial sums a block");
+FASTLOSS_DEVICE_INLINE void grid_sum(const T (&values)[kTotals], const Completion& completion,
+                                     const Finish& finish) {
+  static_assert(kTotals <= kMaxTotals,
+                "the workspace has room for kMaxTotals partial sums a block");
   T of_block[kTotals];
   for (int k = 0; k < kTotals; ++k) of_block[k] = values[k];
   block_sum<kThreads>(of_block);
@@ -168,7 +179,8 @@ FASTLOSS_DEVICE_INLINE void grid_sum(T value, const Completion& completion, cons
   grid_sum<kThreads>(values, completion, [&](const double (&totals)[1]) { finish(totals[0]); });
 }
 
-// Stops the kernel with an error where the condition does not hold. Unlike assert, a release build keeps it.
+// Stops the kernel with an error where the condition does not hold. Unlike assert, a release build
+// keeps it.
 #define FASTLOSS_DEVICE_ASSERT(condition, what) \
   if (!(condition)) __assert_fail(what, __FILE__, __LINE__, __func__)
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The state behind core/cuda.h, once per program: what is known of the devices, and the counters that tell a launch's
-// last block that it is the last.
+// The state behind core/cuda.h, once per program: what is known of the devices, and the counters
+// that tell a launch's last block that it is the last.
 #include <array>
 #include <mutex>
 #include <unordered_map>
@@ -14,7 +14,8 @@ namespace {
 constexpr int kEagerCounters = 4096;
 constexpr int kCapturedCounters = 1 << 18;
 
-// Zero when the module is loaded, on every device. One megabyte, so that nobody has to count captured graphs.
+// Zero when the module is loaded, on every device. One megabyte, so that nobody has to count
+// captured graphs.
 __device__ unsigned counters[kEagerCounters + kCapturedCounters];
 
 struct EagerCounter {
@@ -30,18 +31,19 @@ struct Device {
   uint64_t uses = 0;
   int captured = 0;
 
-  // A stream keeps its counter. A program that makes new streams for ever gets the one whose stream has been quiet
-  // for the longest; 4096 streams later that one's launch is long over.
+  // A stream keeps its counter. A program that makes new streams for ever gets the one whose stream
+  // has been quiet for the longest; 4096 streams later that one's launch is long over.
   unsigned* of_stream(unsigned long long stream) {
-    const auto [entry, is_new] = counter_of_stream.try_emplace(stream, static_cast<int>(eager.size()));
+    const auto [entry, is_new] =
+        counter_of_stream.try_emplace(stream, static_cast<int>(eager.size()));
     int& index = entry->second;
     if (is_new) {
       if (index < kEagerCounters) {
         eager.push_back({stream, 0});
       } else {
-        const auto oldest = std::min_element(eager.begin(), eager.end(), [](const auto& a, const auto& b) {
-          return a.last_use < b.last_use;
-        });
+        const auto oldest =
+            std::min_element(eager.begin(), eager.end(),
+                             [](const auto& a, const auto& b) { return a.last_use < b.last_use; });
         index = static_cast<int>(oldest - eager.begin());
         counter_of_stream.erase(oldest->stream);
         oldest->stream = stream;
@@ -70,8 +72,9 @@ auto with_current_device(const Use& use) {
   const std::lock_guard lock(mutex);
   Device& device = devices[number];
   if (device.counters == nullptr) {
-    check_cuda(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, number),
-               "cudaDeviceGetAttribute");
+    check_cuda(
+        cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, number),
+        "cudaDeviceGetAttribute");
     void* address = nullptr;
     check_cuda(cudaGetSymbolAddress(&address, counters), "cudaGetSymbolAddress");
     device.counters = static_cast<unsigned*>(address);
@@ -92,7 +95,8 @@ unsigned* completion_counter(void* stream) {
   if (status != cudaStreamCaptureStatusNone) {
     return with_current_device([](Device& device) { return device.of_captured_launch(); });
   }
-  // The handle of a destroyed stream is given out again while its last launch may still run; its id never is.
+  // The handle of a destroyed stream is given out again while its last launch may still run; its id
+  // never is.
   unsigned long long id = 0;
   check_cuda(cudaStreamGetId(cuda_stream, &id), "cudaStreamGetId");
   return with_current_device([&](Device& device) { return device.of_stream(id); });

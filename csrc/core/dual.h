@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Forward-mode differentiation at compile time: a formula evaluated on duals gives its value and its exact gradient.
+// Forward-mode differentiation at compile time: a formula evaluated on duals gives its value and
+// its exact gradient.
 //
-// `Active` is the set of seeds (input coordinates, one bit each) a number depends on. Only those derivatives are
-// stored and computed: a box's width carries two numbers, not four, and a constant carries none (it is a plain V).
-// Conventions at the kinks are torch's: max and min give each argument half at a tie, abs has slope 0 at 0, and a
-// clamp passes the gradient at its bound.
+// `Active` is the set of seeds (input coordinates, one bit each) a number depends on. Only those
+// derivatives are stored and computed: a box's width carries two numbers, not four, and a constant
+// carries none (it is a plain V). Conventions at the kinks are torch's: max and min give each
+// argument half at a tie, abs has slope 0 at 0, and a clamp passes the gradient at its bound.
 #pragma once
 #include <type_traits>
 
@@ -110,7 +111,8 @@ FASTLOSS_INLINE Dual<V, A> chain(const Dual<V, A>& x, V value, V slope) {
   return result;
 }
 
-// The chain rule for two arguments, either of which may be a constant: d f(a, b) = slope_a · da + slope_b · db.
+// The chain rule for two arguments, either of which may be a constant: d f(a, b) = slope_a · da +
+// slope_b · db.
 template <class A, class B, class V>
 FASTLOSS_INLINE auto chain(const A& a, const B& b, V value, V slope_a, V slope_b) {
   constexpr unsigned kSeeds = active_seeds<A> | active_seeds<B>;

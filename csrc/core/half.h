@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// float16 and bfloat16 as storage: conversions to and from float, the same bits on every instruction set.
+// float16 and bfloat16 as storage: conversions to and from float, the same bits on every
+// instruction set.
 //
-// Rounding is to nearest even. A finite number beyond the range becomes the largest finite one: a gradient that is
-// stored in half precision must not turn into inf. Inf stays inf and NaN stays NaN.
+// Rounding is to nearest even. A finite number beyond the range becomes the largest finite one: a
+// gradient that is stored in half precision must not turn into inf. Inf stays inf and NaN stays
+// NaN.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -30,11 +32,12 @@ constexpr uint32_t kInfinity = 0x7f800000u;
 constexpr uint32_t kQuietNaN = 0x00400000u;
 constexpr float kLargestHalf = 65504.0f;
 constexpr uint32_t kLargestBFloat16 = 0x7f7f0000u;
-constexpr uint32_t kSmallestNormalHalf = 0x38800000u;   // 2^-14
-constexpr uint32_t kRebias = uint32_t{127 - 15} << 23;  // between the exponents of float and float16
+constexpr uint32_t kSmallestNormalHalf = 0x38800000u;  // 2^-14
+constexpr uint32_t kRebias = uint32_t{127 - 15}
+                             << 23;  // between the exponents of float and float16
 
-// Bits in, bits out: loops over these vectorise, loops over structs do not. Blended by masks and not by ?:, which the
-// compiler would turn into branches around the floating-point operations.
+// Bits in, bits out: loops over these vectorise, loops over structs do not. Blended by masks and
+// not by ?:, which the compiler would turn into branches around the floating-point operations.
 FASTLOSS_INLINE uint32_t blend(bool condition, uint32_t a, uint32_t b) {
   const uint32_t mask = 0u - uint32_t{condition};
   return (a & mask) | (b & ~mask);
@@ -47,12 +50,13 @@ FASTLOSS_INLINE float from_half(uint16_t half) {
   return result;
 #else
   const uint32_t magnitude = (half & 0x7fffu) << 13;
-  // A denormal's fraction is put behind the smallest normal half: the difference is the number, found without float
-  // denormals, which the processor may have been told to flush.
+  // A denormal's fraction is put behind the smallest normal half: the difference is the number,
+  // found without float denormals, which the processor may have been told to flush.
   const float denormal = __builtin_bit_cast(float, magnitude + kSmallestNormalHalf) - 0x1p-14f;
-  const uint32_t finite =
-      blend(magnitude < (0x0400u << 13), __builtin_bit_cast(uint32_t, denormal), magnitude + kRebias);
-  const uint32_t special = magnitude | kInfinity | blend(magnitude > (0x7c00u << 13), kQuietNaN, 0u);
+  const uint32_t finite = blend(magnitude < (0x0400u << 13), __builtin_bit_cast(uint32_t, denormal),
+                                magnitude + kRebias);
+  const uint32_t special =
+      magnitude | kInfinity | blend(magnitude > (0x7c00u << 13), kQuietNaN, 0u);
   const uint32_t sign = (half & 0x8000u) << 16;
   return __builtin_bit_cast(float, sign | blend(magnitude >= (0x7c00u << 13), special, finite));
 #endif
@@ -72,14 +76,18 @@ FASTLOSS_INLINE uint16_t to_half(float x) {
   const uint32_t normal = (magnitude - kRebias + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
   // One half has the spacing of float16's denormals: adding it rounds to them.
   const float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
-  const uint32_t denormal = __builtin_bit_cast(uint32_t, shifted) - __builtin_bit_cast(uint32_t, 0.5f);
+  const uint32_t denormal =
+      __builtin_bit_cast(uint32_t, shifted) - __builtin_bit_cast(uint32_t, 0.5f);
   const uint32_t finite = blend(magnitude < kSmallestNormalHalf, denormal, normal);
-  const uint32_t special = 0x7c00u | blend(given > kInfinity, 0x0200u | ((given >> 13) & 0x03ffu), 0u);
+  const uint32_t special =
+      0x7c00u | blend(given > kInfinity, 0x0200u | ((given >> 13) & 0x03ffu), 0u);
   return static_cast<uint16_t>(blend(given >= kInfinity, special, finite) | (bits & kSign) >> 16);
 #endif
 }
 
-FASTLOSS_INLINE float from_bfloat16(uint16_t bits) { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
+FASTLOSS_INLINE float from_bfloat16(uint16_t bits) {
+  return __builtin_bit_cast(float, uint32_t{bits} << 16);
+}
 
 FASTLOSS_INLINE uint16_t to_bfloat16(float x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
@@ -110,8 +118,9 @@ FASTLOSS_INLINE Storage from_float(float x) {
 
 // ---- arrays ----
 //
-// The compiler vectorises the plain loops. It does not know the conversion instructions, so those are called where they
-// exist (with a mask of all lanes: GCC's headers for the unmasked ones warn of uninitialised values).
+// The compiler vectorises the plain loops. It does not know the conversion instructions, so those
+// are called where they exist (with a mask of all lanes: GCC's headers for the unmasked ones warn
+// of uninitialised values).
 
 FASTLOSS_INLINE void convert(const Half* source, float* target, int64_t count) {
   int64_t i = 0;
@@ -136,14 +145,16 @@ FASTLOSS_INLINE void convert(const float* source, Half* target, int64_t count) {
   for (; i + V::kLanes <= count; i += V::kLanes) {
     const V x = V::load(source + i);
     const V not_below = select(x < -half_bits::kLargestHalf, -half_bits::kLargestHalf, x);
-    const V limited = select(not_below > half_bits::kLargestHalf, half_bits::kLargestHalf, not_below);
+    const V limited =
+        select(not_below > half_bits::kLargestHalf, half_bits::kLargestHalf, not_below);
     const V finite_limited = select(abs(x) < V(__builtin_inff()), limited, x);
 #if defined(__AVX512F__)
-    const __m256i halves =
-        _mm512_maskz_cvtps_ph(0xffff, __builtin_bit_cast(__m512, finite_limited), _MM_FROUND_TO_NEAREST_INT);
+    const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, __builtin_bit_cast(__m512, finite_limited),
+                                                 _MM_FROUND_TO_NEAREST_INT);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i), halves);
 #else
-    const __m128i halves = _mm256_cvtps_ph(__builtin_bit_cast(__m256, finite_limited), _MM_FROUND_TO_NEAREST_INT);
+    const __m128i halves =
+        _mm256_cvtps_ph(__builtin_bit_cast(__m256, finite_limited), _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(target + i), halves);
 #endif
   }
@@ -166,7 +177,8 @@ FASTLOSS_INLINE void convert(const Storage* source, double* target, int64_t coun
 }
 template <class Storage>
 FASTLOSS_INLINE void convert(const double* source, Storage* target, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) target[i] = from_float<Storage>(static_cast<float>(source[i]));
+  for (int64_t i = 0; i < count; ++i)
+    target[i] = from_float<Storage>(static_cast<float>(source[i]));
 }
 
 #endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How several tensors of one shape are walked together, whatever their strides: chunk views, channels_last, expanded.
+// How several tensors of one shape are walked together, whatever their strides: chunk views,
+// channels_last, expanded.
 #pragma once
 #include <cstdint>
 
@@ -16,16 +17,24 @@ struct Layout {
   int64_t size[kMaxDims] = {};
   int64_t stride[kMaxOperands][kMaxDims] = {};
 
-  // Whether the operand's elements lie one after the other in walking order (any inner stride, no jumps).
-  bool is_linear() const { return dims <= 1; }
-  bool is_contiguous(int operand) const { return dims == 0 || (dims == 1 && stride[operand][0] == 1); }
+  // Whether an operand's elements lie `step` apart all along the walk, however many dimensions the
+  // others need.
+  bool is_even(int operand, int64_t step) const {
+    int64_t expected = step;
+    for (int d = 0; d < dims; ++d) {
+      if (stride[operand][d] != expected) return false;
+      expected *= size[d];
+    }
+    return true;
+  }
 };
 
-// Builds a layout: drops dimensions of size 1, orders the rest from the smallest stride of operand 0 to the largest
-// (unless `keep_order`: then the last dimension stays the fastest) and merges neighbours that every operand allows to
-// merge. `strides[k]` is null for an absent operand. False where more than kMaxDims dimensions remain.
-inline bool make_layout(Layout& layout, int rank, const int64_t* sizes, int operands, const int64_t* const* strides,
-                        bool keep_order) {
+// Builds a layout: drops dimensions of size 1, orders the rest from the smallest stride of operand
+// 0 to the largest (unless `keep_order`: then the last dimension stays the fastest) and merges
+// neighbours that every operand allows to merge. `strides[k]` is null for an absent operand. False
+// where more than kMaxDims dimensions remain.
+inline bool make_layout(Layout& layout, int rank, const int64_t* sizes, int operands,
+                        const int64_t* const* strides, bool keep_order) {
   layout = Layout{};
   layout.operands = operands;
   for (int d = 0; d < rank; ++d) layout.numel *= sizes[d];
@@ -41,7 +50,8 @@ inline bool make_layout(Layout& layout, int rank, const int64_t* sizes, int oper
     for (int i = 1; i < kept; ++i) {
       const int d = order[i];
       int j = i;
-      for (; j > 0 && strides[0][order[j - 1]] > strides[0][d] && strides[0][d] != 0; --j) order[j] = order[j - 1];
+      for (; j > 0 && strides[0][order[j - 1]] > strides[0][d] && strides[0][d] != 0; --j)
+        order[j] = order[j - 1];
       order[j] = d;
     }
   }
@@ -59,7 +69,8 @@ inline bool make_layout(Layout& layout, int rank, const int64_t* sizes, int oper
     }
     if (layout.dims == kMaxDims) return false;
     layout.size[layout.dims] = sizes[d];
-    for (int k = 0; k < operands; ++k) layout.stride[k][layout.dims] = strides[k] ? strides[k][d] : 0;
+    for (int k = 0; k < operands; ++k)
+      layout.stride[k][layout.dims] = strides[k] ? strides[k][d] : 0;
     ++layout.dims;
   }
   return true;

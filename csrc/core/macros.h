@@ -2,15 +2,17 @@
 // What differs between the compilers of one formula: g++ for each instruction set, nvcc for CUDA.
 #pragma once
 
-// Every file that holds kernel code is compiled once per target, each time into its own namespace, so that the
-// linker can never serve an AVX-512 copy of a function to the baseline. The build passes the name.
+// Every file that holds kernel code is compiled once per target, each time into its own namespace,
+// so that the linker can never serve an AVX-512 copy of a function to the baseline. The build
+// passes the name.
 #ifndef FASTLOSS_TARGET
 #error "the build must define FASTLOSS_TARGET (baseline, avx2, avx512, cuda or cuda_emulation)"
 #endif
 
 #if defined(__CUDACC__)
 #define FASTLOSS_INLINE __host__ __device__ __forceinline__
-#elif defined(FASTLOSS_TARGET_IS_CUDA)  // the host emulation: quick to compile matters, speed does not
+#elif defined( \
+    FASTLOSS_TARGET_IS_CUDA)  // the host emulation: quick to compile matters, speed does not
 #define FASTLOSS_INLINE inline
 #else
 #define FASTLOSS_INLINE inline __attribute__((always_inline))

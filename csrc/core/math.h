@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Scalar mathematics under the names that core/vec.h gives to vectors and core/dual.h to duals, so that a formula
-// written once compiles for any of them. One lane on CUDA; the C library on the host.
+// Scalar mathematics under the names that core/vec.h gives to vectors and core/dual.h to duals, so
+// that a formula written once compiles for any of them. One lane on CUDA; the C library on the
+// host.
 #pragma once
 #include <math.h>
 
@@ -32,7 +33,8 @@ constexpr T smallest_normal = T(0x1p-126);
 template <>
 constexpr double smallest_normal<double> = 0x1p-1022;
 
-// Overloads, not templates: float and double must never mix silently, and nothing else is a scalar here.
+// Overloads, not templates: float and double must never mix silently, and nothing else is a scalar
+// here.
 FASTLOSS_INLINE float select(bool mask, float a, float b) { return mask ? a : b; }
 FASTLOSS_INLINE double select(bool mask, double a, double b) { return mask ? a : b; }
 FASTLOSS_INLINE bool any(bool mask) { return mask; }
@@ -40,7 +42,8 @@ FASTLOSS_INLINE bool any(bool mask) { return mask; }
 FASTLOSS_INLINE bool is_nan(float x) { return x != x; }
 FASTLOSS_INLINE bool is_nan(double x) { return x != x; }
 
-// NaN where either argument is NaN, as torch.minimum and torch.maximum (C's fmin and fmax would drop it).
+// NaN where either argument is NaN, as torch.minimum and torch.maximum (C's fmin and fmax would
+// drop it).
 FASTLOSS_INLINE float min(float a, float b) { return is_nan(a) || a < b ? a : b; }
 FASTLOSS_INLINE double min(double a, double b) { return is_nan(a) || a < b ? a : b; }
 FASTLOSS_INLINE float max(float a, float b) { return is_nan(a) || a > b ? a : b; }
@@ -71,7 +74,8 @@ FASTLOSS_INLINE auto square(const X& x) {
   return x * x;
 }
 
-// x, at least `bound` (a scalar). Unlike max, x keeps its whole gradient at the bound; NaN stays NaN.
+// x, at least `bound` (a scalar). Unlike max, x keeps its whole gradient at the bound; NaN stays
+// NaN.
 template <class X, class T>
 FASTLOSS_INLINE auto clamp_min(const X& x, T bound) {
   return select(x < bound, bound, x);

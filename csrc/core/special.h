@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Functions of a logit and powers, for numbers and for duals: shared by formulas, stable where the textbook form is not.
+// Functions of a logit and powers, for numbers and for duals: shared by formulas, stable where the
+// textbook form is not.
 #pragma once
 #include "core/dual.h"
 
 namespace fastloss::FASTLOSS_TARGET {
 
-// Everything a loss on logits needs, from one exponential and one logarithm: σ(x), σ(−x) = 1 − σ(x) without
-// cancellation, −ln σ(x) and −ln σ(−x) without overflow.
+// Everything a loss on logits needs, from one exponential and one logarithm: σ(x), σ(−x) = 1 − σ(x)
+// without cancellation, −ln σ(x) and −ln σ(−x) without overflow.
 template <class X>
 struct Logistic {
   X probability;
@@ -29,8 +30,8 @@ FASTLOSS_INLINE Logistic<X> logistic(const X& x) {
     const X smaller = decay * larger;
     const auto positive = x >= X(0);
     const X tail = log1p_unit(decay);
-    return {select(positive, larger, smaller), select(positive, smaller, larger), max(-x, X(0)) + tail,
-            max(x, X(0)) + tail};
+    return {select(positive, larger, smaller), select(positive, smaller, larger),
+            max(-x, X(0)) + tail, max(x, X(0)) + tail};
   }
 }
 
@@ -39,8 +40,9 @@ FASTLOSS_INLINE X sigmoid(const X& x) {
   return logistic(x).probability;
 }
 
-// base^exponent for base ≥ 0 and one exponent for all elements. The base is clamped to the smallest normal number where
-// it would need a logarithm, so that an exponent below 1 has a finite slope at 0.
+// base^exponent for base ≥ 0 and one exponent for all elements. The base is clamped to the smallest
+// normal number where it would need a logarithm, so that an exponent below 1 has a finite slope at
+// 0.
 template <class X, class T>
 FASTLOSS_INLINE X power(const X& base, T exponent) {
   if constexpr (IsDual<X>) {

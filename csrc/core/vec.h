@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
-// One SIMD number type on the vector extensions of GCC and Clang, with its own elementary functions.
+// One SIMD number type on the vector extensions of GCC and Clang, with its own elementary
+// functions.
 //
-// Every operation is an IEEE operation or an exact bit operation, in one written order, so each element's result is the
-// same bit for bit on every instruction set. For that reason there is no fused multiply-add (SSE2 has none), and the
-// build passes -ffp-contract=off. There are no branches: special values are blended in.
+// Every operation is an IEEE operation or an exact bit operation, in one written order, so each
+// element's result is the same bit for bit on every instruction set. For that reason there is no
+// fused multiply-add (SSE2 has none), and the build passes -ffp-contract=off. There are no
+// branches: special values are blended in.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -38,8 +40,8 @@ struct Ieee<double> {
 template <class T>
 struct Vec;
 
-// The outcome of comparing two Vec<T>: all bits of a lane set, or none. Compilers keep it in a mask register where the
-// instruction set has them.
+// The outcome of comparing two Vec<T>: all bits of a lane set, or none. Compilers keep it in a mask
+// register where the instruction set has them.
 template <class T>
 struct Mask {
   typedef T Lanes __attribute__((vector_size(FASTLOSS_VECTOR_BYTES)));
@@ -49,7 +51,9 @@ struct Mask {
   friend FASTLOSS_INLINE Mask operator&(Mask a, Mask b) { return {a.lanes & b.lanes}; }
   friend FASTLOSS_INLINE Mask operator|(Mask a, Mask b) { return {a.lanes | b.lanes}; }
   friend FASTLOSS_INLINE Mask operator!(Mask a) { return {~a.lanes}; }
-  friend FASTLOSS_INLINE Vec<T> select(Mask mask, Vec<T> a, Vec<T> b) { return {mask.lanes ? a.lanes : b.lanes}; }
+  friend FASTLOSS_INLINE Vec<T> select(Mask mask, Vec<T> a, Vec<T> b) {
+    return {mask.lanes ? a.lanes : b.lanes};
+  }
   friend FASTLOSS_INLINE bool any(Mask mask) {
 #if defined(__AVX512F__)
     return _mm512_movepi8_mask(__builtin_bit_cast(__m512i, mask.lanes)) != 0;
@@ -82,8 +86,8 @@ struct Vec {
   }
   FASTLOSS_INLINE void store(T* target) const { __builtin_memcpy(target, &lanes, sizeof(lanes)); }
 
-  // Past the caches where the address is aligned to the vector: for large outputs nobody reads soon. The thread that
-  // streamed calls streaming_fence() before it hands its work over.
+  // Past the caches where the address is aligned to the vector: for large outputs nobody reads
+  // soon. The thread that streamed calls streaming_fence() before it hands its work over.
   FASTLOSS_INLINE void store_streaming(T* target) const {
 #if defined(__x86_64__)
     if (reinterpret_cast<uintptr_t>(target) % FASTLOSS_VECTOR_BYTES == 0) {
@@ -126,14 +130,17 @@ struct Vec {
   friend FASTLOSS_INLINE Mask<T> operator!=(Vec a, Vec b) { return {a.lanes != b.lanes}; }
   friend FASTLOSS_INLINE Mask<T> is_nan(Vec a) { return a != a; }
 
-  // NaN where either argument is NaN, as torch.minimum and torch.maximum. (AVX-512 by intrinsics: GCC would merge the
-  // two blends and no longer see the one instruction, which gives b where either is NaN. Where a is, a is kept.)
+  // NaN where either argument is NaN, as torch.minimum and torch.maximum. (AVX-512 by intrinsics:
+  // GCC would merge the two blends and no longer see the one instruction, which gives b where
+  // either is NaN. Where a is, a is kept.)
   friend FASTLOSS_INLINE Vec min(Vec a, Vec b) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
-      return _mm512_mask_min_ps(a.lanes, _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_ORD_Q), a.lanes, b.lanes);
+      return _mm512_mask_min_ps(a.lanes, _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_ORD_Q), a.lanes,
+                                b.lanes);
     } else {
-      return _mm512_mask_min_pd(a.lanes, _mm512_cmp_pd_mask(a.lanes, a.lanes, _CMP_ORD_Q), a.lanes, b.lanes);
+      return _mm512_mask_min_pd(a.lanes, _mm512_cmp_pd_mask(a.lanes, a.lanes, _CMP_ORD_Q), a.lanes,
+                                b.lanes);
     }
 #else
     return select(is_nan(a), a, select(a < b, a, b));
@@ -142,9 +149,11 @@ struct Vec {
   friend FASTLOSS_INLINE Vec max(Vec a, Vec b) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
-      return _mm512_mask_max_ps(a.lanes, _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_ORD_Q), a.lanes, b.lanes);
+      return _mm512_mask_max_ps(a.lanes, _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_ORD_Q), a.lanes,
+                                b.lanes);
     } else {
-      return _mm512_mask_max_pd(a.lanes, _mm512_cmp_pd_mask(a.lanes, a.lanes, _CMP_ORD_Q), a.lanes, b.lanes);
+      return _mm512_mask_max_pd(a.lanes, _mm512_cmp_pd_mask(a.lanes, a.lanes, _CMP_ORD_Q), a.lanes,
+                                b.lanes);
     }
 #else
     return select(is_nan(a), a, select(a > b, a, b));
@@ -157,7 +166,8 @@ struct Vec {
     if constexpr (Count == 1) {
       return value[0];
     } else {
-      return sum_of_first<Count / 2>(value + rotated<Count / 2>(value, std::make_integer_sequence<int, kLanes>{}));
+      return sum_of_first<Count / 2>(
+          value + rotated<Count / 2>(value, std::make_integer_sequence<int, kLanes>{}));
     }
   }
   template <int By, int... Lane>
@@ -186,8 +196,8 @@ FASTLOSS_INLINE void streaming_fence() {
 
 namespace lanes {
 
-// A reordering of two vectors' lanes that has an inverse: `split` and `join` tell from which lane of the two (the
-// second one's count from kLanes) a lane of the result number `part` comes.
+// A reordering of two vectors' lanes that has an inverse: `split` and `join` tell from which lane
+// of the two (the second one's count from kLanes) a lane of the result number `part` comes.
 
 // Lanes in turn to the first and to the second result, within each block.
 template <int kLanes, int kBlock>
@@ -205,7 +215,9 @@ struct Alternate {
 template <int kLanes>
 struct Halve {
   static constexpr int kHalf = kLanes / 2;
-  static constexpr int split(int lane, int part) { return lane / kHalf * kLanes + part * kHalf + lane % kHalf; }
+  static constexpr int split(int lane, int part) {
+    return lane / kHalf * kLanes + part * kHalf + lane % kHalf;
+  }
   static constexpr int join(int lane, int part) { return split(lane, part); }
 };
 
@@ -224,10 +236,12 @@ FASTLOSS_INLINE Pair<T> join(const Pair<T>& in, std::integer_sequence<int, Lane.
           __builtin_shufflevector(in.first.lanes, in.second.lanes, Order::join(Lane, 1)...)};
 }
 
-// (xyzw xyzw ...) is split twice: into even and odd columns, (xz xz ...) and (yw yw ...), then into single ones.
+// (xyzw xyzw ...) is split twice: into even and odd columns, (xz xz ...) and (yw yw ...), then into
+// single ones.
 //
-// AVX2 moves lanes out of their 128-bit block only at extra cost. There the splits stay within blocks and halves of
-// vectors are exchanged once: floats before the splits, doubles (two to a block) in place of the second one.
+// AVX2 moves lanes out of their 128-bit block only at extra cost. There the splits stay within
+// blocks and halves of vectors are exchanged once: floats before the splits, doubles (two to a
+// block) in place of the second one.
 template <class T>
 struct Transposition {
   static constexpr int kLanes = Vec<T>::kLanes;
@@ -249,14 +263,16 @@ FASTLOSS_INLINE void load_transposed(const T* records, Vec<T>& a, Vec<T>& b, Vec
   lanes::Pair<T> low{V::load(records), V::load(records + V::kLanes)};
   lanes::Pair<T> high{V::load(records + 2 * V::kLanes), V::load(records + 3 * V::kLanes)};
   if constexpr (Steps::kHalvesFirst) {
-    const lanes::Pair<T> first = lanes::split<lanes::Halve<V::kLanes>>(lanes::Pair<T>{low.first, high.first}, kAll);
+    const lanes::Pair<T> first =
+        lanes::split<lanes::Halve<V::kLanes>>(lanes::Pair<T>{low.first, high.first}, kAll);
     high = lanes::split<lanes::Halve<V::kLanes>>(lanes::Pair<T>{low.second, high.second}, kAll);
     low = first;
   }
   low = lanes::split<typename Steps::First>(low, kAll);
   high = lanes::split<typename Steps::First>(high, kAll);
   const auto ac = lanes::split<typename Steps::Second>(lanes::Pair<T>{low.first, high.first}, kAll);
-  const auto bd = lanes::split<typename Steps::Second>(lanes::Pair<T>{low.second, high.second}, kAll);
+  const auto bd =
+      lanes::split<typename Steps::Second>(lanes::Pair<T>{low.second, high.second}, kAll);
   a = ac.first;
   b = bd.first;
   c = ac.second;
@@ -265,7 +281,8 @@ FASTLOSS_INLINE void load_transposed(const T* records, Vec<T>& a, Vec<T>& b, Vec
 
 // The inverse of load_transposed.
 template <class T>
-FASTLOSS_INLINE void store_transposed(T* records, Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, bool streaming) {
+FASTLOSS_INLINE void store_transposed(T* records, Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d,
+                                      bool streaming) {
   using V = Vec<T>;
   using Steps = lanes::Transposition<T>;
   constexpr typename Steps::Sequence kAll{};
@@ -294,8 +311,9 @@ FASTLOSS_INLINE void store_transposed(T* records, Vec<T> a, Vec<T> b, Vec<T> c, 
 
 // ---- elementary functions ----
 //
-// float: at most 2 ulp, double: at most 4, over the whole range, denormal results included; special values as in C.
-// The polynomials are minimax fits (Remez exchange, relative error) of the functions named beside them.
+// float: at most 2 ulp, double: at most 4, over the whole range, denormal results included; special
+// values as in C. The polynomials are minimax fits (Remez exchange, relative error) of the
+// functions named beside them.
 
 template <class T>
 FASTLOSS_INLINE Vec<T> sign_bit(Vec<T> x) {
@@ -311,7 +329,8 @@ FASTLOSS_INLINE Vec<T> with_sign_of(Vec<T> magnitude, Vec<T> x) {
   return Vec<T>::from_bits(magnitude.bits() | sign_bit(x).bits());
 }
 
-// (GCC's headers for the unmasked AVX-512 intrinsics warn of uninitialised values; a full mask costs nothing.)
+// (GCC's headers for the unmasked AVX-512 intrinsics warn of uninitialised values; a full mask
+// costs nothing.)
 template <class T>
 FASTLOSS_INLINE Vec<T> sqrt(Vec<T> x) {
   if constexpr (sizeof(T) == 4) {
@@ -322,7 +341,8 @@ FASTLOSS_INLINE Vec<T> sqrt(Vec<T> x) {
 #elif defined(__x86_64__)
     return _mm_sqrt_ps(x.lanes);
 #else
-    return __builtin_bit_cast(typename Vec<T>::Lanes, vsqrtq_f32(__builtin_bit_cast(float32x4_t, x.lanes)));
+    return __builtin_bit_cast(typename Vec<T>::Lanes,
+                              vsqrtq_f32(__builtin_bit_cast(float32x4_t, x.lanes)));
 #endif
   } else {
 #if defined(__AVX512F__)
@@ -332,7 +352,8 @@ FASTLOSS_INLINE Vec<T> sqrt(Vec<T> x) {
 #elif defined(__x86_64__)
     return _mm_sqrt_pd(x.lanes);
 #else
-    return __builtin_bit_cast(typename Vec<T>::Lanes, vsqrtq_f64(__builtin_bit_cast(float64x2_t, x.lanes)));
+    return __builtin_bit_cast(typename Vec<T>::Lanes,
+                              vsqrtq_f64(__builtin_bit_cast(float64x2_t, x.lanes)));
 #endif
   }
 }
@@ -344,19 +365,21 @@ template <int First, int Count, class T, int Terms>
 FASTLOSS_INLINE Vec<T> estrin(const Vec<T>* powers, const T (&c)[Terms]) {
   if constexpr (Count == 1) {
     return c[First];
-  } else if constexpr (Count == 9 || Count == 17) {  // one term above a full tree: as its root it needs no power
+  } else if constexpr (Count == 9 ||
+                       Count == 17) {  // one term above a full tree: as its root it needs no power
     return c[First] + powers[0] * estrin<First + 1, Count - 1>(powers, c);
   } else {
     constexpr int kHalf = Count > 16 ? 16 : Count > 8 ? 8 : Count > 4 ? 4 : Count > 2 ? 2 : 1;
     constexpr int kPower = kHalf == 16 ? 4 : kHalf == 8 ? 3 : kHalf / 2;
-    return estrin<First, kHalf>(powers, c) + powers[kPower] * estrin<First + kHalf, Count - kHalf>(powers, c);
+    return estrin<First, kHalf>(powers, c) +
+           powers[kPower] * estrin<First + kHalf, Count - kHalf>(powers, c);
   }
 }
 
 }  // namespace lanes
 
-// c[0] + c[1] x + c[2] x² + ... by Estrin's scheme: a tree, since these functions spend their time waiting for results
-// one after the other, not for multipliers.
+// c[0] + c[1] x + c[2] x² + ... by Estrin's scheme: a tree, since these functions spend their time
+// waiting for results one after the other, not for multipliers.
 template <class T, int Terms>
 FASTLOSS_INLINE Vec<T> polynomial(Vec<T> x, const T (&c)[Terms]) {
   const Vec<T> x2 = x * x, x4 = x2 * x2, x8 = x4 * x4;
@@ -370,19 +393,23 @@ struct Coefficients;
 template <>
 struct Coefficients<float> {
   // (exp(x) - 1 - x) / x² on ±ln(2)/2.
-  static constexpr float kExp[] = {0.49999994f, 0.166665211f, 0.0416682586f, 0.00836868025f, 0.0013821664f};
+  static constexpr float kExp[] = {0.49999994f, 0.166665211f, 0.0416682586f, 0.00836868025f,
+                                   0.0013821664f};
   // (log1p(x) - x + x²/2) / x³ on [√½ - 1, √2 - 1].
   static constexpr float kLog[] = {0.333333313f, -0.250008196f, 0.200012416f, -0.166234091f,
                                    0.142015785f, -0.131596074f, 0.127622351f, -0.0763648003f};
   // (log1p(x) - x) / x² on [0, 1].
-  static constexpr float kLog1pUnit[] = {-0.499999344f, 0.333305508f,   -0.249589384f, 0.196969941f,   -0.153595388f,
-                                         0.106869757f,  -0.0577230975f, 0.0202337336f, -0.00332454941f};
+  static constexpr float kLog1pUnit[] = {-0.499999344f,  0.333305508f,  -0.249589384f,
+                                         0.196969941f,   -0.153595388f, 0.106869757f,
+                                         -0.0577230975f, 0.0202337336f, -0.00332454941f};
   // (atan(t)/t - 1) / t² as a function of t² on [0, 1].
   static constexpr float kAtan[] = {-0.333331525f,  0.199937671f, -0.14211002f,   0.106657706f,
                                     -0.0755167082f, 0.043204993f, -0.0163634699f, 0.0029195291f};
   // (tanh(t)/t - 1) / t² as a function of t² on [0, 0.625²].
-  static constexpr float kTanh[] = {-0.333332837f, 0.133314759f, -0.0537419394f, 0.0206451472f, -0.00571083603f};
-  // ln 2 and π/2 in two parts. The high part of ln 2 leaves room for an exact product with any exponent.
+  static constexpr float kTanh[] = {-0.333332837f, 0.133314759f, -0.0537419394f, 0.0206451472f,
+                                    -0.00571083603f};
+  // ln 2 and π/2 in two parts. The high part of ln 2 leaves room for an exact product with any
+  // exponent.
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
   static constexpr float kHalfPiHigh = 0x1.921fb6p0f, kHalfPiLow = -0x1.777a5cp-25f;
   // Below and above these, exp is 0 and inf.
@@ -391,15 +418,16 @@ struct Coefficients<float> {
 
 template <>
 struct Coefficients<double> {
-  static constexpr double kExp[] = {0.50000000000000111,    0.16666666666666427,   0.04166666666652763,
-                                    0.0083333333334830468,  0.0013888888944366853, 0.00019841269537357079,
-                                    2.4801492272136623e-05, 2.755755364069487e-06, 2.7630563176543117e-07,
-                                    2.5012035625187154e-08};
+  static constexpr double kExp[] = {
+      0.50000000000000111,    0.16666666666666427,    0.04166666666652763,    0.0083333333334830468,
+      0.0013888888944366853,  0.00019841269537357079, 2.4801492272136623e-05, 2.755755364069487e-06,
+      2.7630563176543117e-07, 2.5012035625187154e-08};
   static constexpr double kLog[] = {
-      0.33333333333333143,   -0.2499999999998799,   0.20000000000066559,   -0.16666666669822952,  0.14285714280096648,
-      -0.12499999691663166,  0.11111111147453011,   -0.10000015198163992,  0.090909239268378461,  -0.083329137037519735,
-      0.076915299976704987,  -0.071494376519573521, 0.066845864218529824,  -0.061966901087197893, 0.056683977887352618,
-      -0.056777477323478438, 0.065034203222176887,  -0.059817459000645029, 0.02615185156494821};
+      0.33333333333333143,  -0.2499999999998799,   0.20000000000066559,  -0.16666666669822952,
+      0.14285714280096648,  -0.12499999691663166,  0.11111111147453011,  -0.10000015198163992,
+      0.090909239268378461, -0.083329137037519735, 0.076915299976704987, -0.071494376519573521,
+      0.066845864218529824, -0.061966901087197893, 0.056683977887352618, -0.056777477323478438,
+      0.065034203222176887, -0.059817459000645029, 0.02615185156494821};
   static constexpr double kLog1pUnit[] = {
       -0.49999999999999462,  0.3333333333323506,    -0.2499999999367746,     0.19999999791348824,
       -0.16666662498943965,  0.14285658902035817,   -0.12499479649005134,    0.11107506193850054,
@@ -407,15 +435,18 @@ struct Coefficients<double> {
       -0.0575022286130418,   0.042300377440208259,  -0.026744202847348211,   0.013838750801377466,
       -0.005543186757121019, 0.0015957668509255243, -0.00029176644463520018, 2.533043060032836e-05};
   static constexpr double kAtan[] = {
-      -0.33333333333333071,   0.1999999999995147,     -0.14285714282575587,    0.11111111007036255,
-      -0.090909070031100325,  0.076922798400885048,   -0.066664040600716817,   0.058805278097526864,
-      -0.052535184588263777,  0.047223216940800325,   -0.042191771425146546,   0.036641866445451331,
-      -0.029903777985408993,  0.021984744114940745,   -0.013900449022351538,   0.007196419660759794,
-      -0.0028848733299730251, 0.00083130527208106488, -0.00015215715683438769, 1.3224694007858769e-05};
-  static constexpr double kTanh[] = {-0.33333333333333315,   0.13333333333329742,     -0.053968253966058713,
-                                     0.021869488468710285,   -0.0088632343124969946,  0.0035921139990637589,
-                                     -0.0014557259428331364, 0.00058945177675551273,  -0.00023701166861036529,
-                                     9.1558304276215897e-05, -3.0187113186276585e-05, 6.0424216320053063e-06};
+      -0.33333333333333071,    0.1999999999995147,     -0.14285714282575587,
+      0.11111111007036255,     -0.090909070031100325,  0.076922798400885048,
+      -0.066664040600716817,   0.058805278097526864,   -0.052535184588263777,
+      0.047223216940800325,    -0.042191771425146546,  0.036641866445451331,
+      -0.029903777985408993,   0.021984744114940745,   -0.013900449022351538,
+      0.007196419660759794,    -0.0028848733299730251, 0.00083130527208106488,
+      -0.00015215715683438769, 1.3224694007858769e-05};
+  static constexpr double kTanh[] = {
+      -0.33333333333333315,   0.13333333333329742,     -0.053968253966058713,
+      0.021869488468710285,   -0.0088632343124969946,  0.0035921139990637589,
+      -0.0014557259428331364, 0.00058945177675551273,  -0.00023701166861036529,
+      9.1558304276215897e-05, -3.0187113186276585e-05, 6.0424216320053063e-06};
   static constexpr double kLn2High = 0x1.62e42fefa4p-1, kLn2Low = -0x1.8432a1b0e2634p-43;
   static constexpr double kHalfPiHigh = 0x1.921fb54442d18p0, kHalfPiLow = 0x1.1a62633145c07p-54;
   static constexpr double kExpLowest = -746.0, kExpHighest = 710.0;
@@ -432,8 +463,9 @@ constexpr T kNaN = T(__builtin_nanf(""));
 template <class T>
 constexpr T kRound = T(3) * T(typename Ieee<T>::Unsigned(1) << (Ieee<T>::kMantissaBits - 1));
 
-// x · 2^n for shifted = n + kRound, correct for denormal results and for inf: x · 2^(n/2) is exact, and the second
-// factor rounds once. (n alone may leave the range of exponents.) AVX-512 does the same in one instruction.
+// x · 2^n for shifted = n + kRound, correct for denormal results and for inf: x · 2^(n/2) is exact,
+// and the second factor rounds once. (n alone may leave the range of exponents.) AVX-512 does the
+// same in one instruction.
 template <class T>
 FASTLOSS_INLINE Vec<T> times_power_of_two(Vec<T> x, Vec<T> shifted) {
 #if defined(__AVX512F__)
@@ -459,9 +491,11 @@ FASTLOSS_INLINE Vec<T> exp(Vec<T> x) {
   const Vec<T> shifted = x * T(1.4426950408889634) + lanes::kRound<T>;
   const Vec<T> n = shifted - lanes::kRound<T>;
   const Vec<T> r = (x - n * C::kLn2High) - n * C::kLn2Low;
-  const Vec<T> result = lanes::times_power_of_two(T(1) + (r + r * r * polynomial(r, C::kExp)), shifted);
+  const Vec<T> result =
+      lanes::times_power_of_two(T(1) + (r + r * r * polynomial(r, C::kExp)), shifted);
   // Blended at the end and not clamped at the start, where everything would wait for it.
-  return select(x < C::kExpLowest, Vec<T>(T(0)), select(x > C::kExpHighest, Vec<T>(lanes::kInfinity<T>), result));
+  return select(x < C::kExpLowest, Vec<T>(T(0)),
+                select(x > C::kExpHighest, Vec<T>(lanes::kInfinity<T>), result));
 }
 
 namespace lanes {
@@ -482,12 +516,13 @@ FASTLOSS_INLINE Split<T> split(Vec<T> x) {
   return {Vec<T>::from_bits((shifted & kFraction) + kSqrtHalf), shifted >> kShift};
 }
 
-// A small non-negative integer as a number, less `offset`: put into the low bits of 2^mantissa_bits. (There is no
-// 64-bit integer conversion before AVX-512.)
+// A small non-negative integer as a number, less `offset`: put into the low bits of
+// 2^mantissa_bits. (There is no 64-bit integer conversion before AVX-512.)
 template <class T>
 FASTLOSS_INLINE Vec<T> to_number(typename Vec<T>::Bits integer, Vec<T> offset) {
   constexpr T kBase = T(typename Ieee<T>::Unsigned(1) << Ieee<T>::kMantissaBits);
-  return Vec<T>::from_bits(integer | __builtin_bit_cast(typename Ieee<T>::Unsigned, kBase)) - (offset + kBase);
+  return Vec<T>::from_bits(integer | __builtin_bit_cast(typename Ieee<T>::Unsigned, kBase)) -
+         (offset + kBase);
 }
 
 // log1p(f) + exponent · ln 2 for f in [√½ - 1, √2 - 1].
@@ -522,12 +557,14 @@ FASTLOSS_INLINE Vec<T> log1p(Vec<T> x) {
   const auto parts = lanes::split(u);
   const Vec<T> exponent = lanes::to_number<T>(parts.biased_exponent, T(Ieee<T>::kBias));
   // 2^(1 - exponent): twice the factor that scales u to the mantissa, which could be denormal.
-  const Vec<T> scale = Vec<T>::from_bits((2 * Ieee<T>::kBias + 1 - parts.biased_exponent) << kShift);
+  const Vec<T> scale =
+      Vec<T>::from_bits((2 * Ieee<T>::kBias + 1 - parts.biased_exponent) << kShift);
   const Vec<T> f = (parts.mantissa - T(1)) + T(0.5) * (lost * scale);
   const Vec<T> result = lanes::log1p_plus_exponent(f, exponent);
   const Vec<T> not_positive = select(u == T(0), Vec<T>(-lanes::kInfinity<T>), lanes::kNaN<T>);
   // The sign restores -0.
-  return with_sign_of(select(u > T(0), select(u == lanes::kInfinity<T>, u, result), not_positive), x);
+  return with_sign_of(select(u > T(0), select(u == lanes::kInfinity<T>, u, result), not_positive),
+                      x);
 }
 
 // log1p on [0, 1] only, in half the time: log1p(exp(-|x|)) is what losses on logits need.
@@ -544,7 +581,8 @@ FASTLOSS_INLINE Vec<T> atan(Vec<T> x) {
   // atan(x) = π/2 + atan(-1/x)
   const Vec<T> t = select(steep, T(-1) / magnitude, magnitude);
   const Vec<T> t2 = t * t;
-  const Vec<T> tail = (t * t2) * polynomial(t2, C::kAtan) + select(steep, Vec<T>(C::kHalfPiLow), T(0));
+  const Vec<T> tail =
+      (t * t2) * polynomial(t2, C::kAtan) + select(steep, Vec<T>(C::kHalfPiLow), T(0));
   return with_sign_of(select(steep, Vec<T>(C::kHalfPiHigh), T(0)) + (t + tail), x);
 }
 

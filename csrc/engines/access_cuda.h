@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// How CUDA engines see tensors of any dtype and stride: a few consecutive elements a thread as float or double in
-// registers. The dtype is the same for all threads, so a switch over it costs no divergence.
+// How CUDA engines see tensors of any dtype and stride: a few consecutive elements a thread as
+// float or double in registers. The dtype is the same for all threads, so a switch over it costs no
+// divergence.
 #pragma once
 #include "core/access.h"
 #include "core/cuda.h"
@@ -10,12 +11,12 @@
 
 namespace fastloss::FASTLOSS_TARGET {
 
-// Blocks per multiprocessor that kernels are compiled for. Said to the compiler, which otherwise spills a register or
-// two for the sake of one block more.
+// Blocks per multiprocessor that kernels are compiled for. Said to the compiler, which otherwise
+// spills a register or two for the sake of one block more.
 constexpr int kResidentBlocks = 4;
 
-// How many consecutive elements a thread takes at a time where the layout permits: 16 bytes of float32. Doubles go one
-// by one, which wastes nothing: a warp's 32 are whole cache lines.
+// How many consecutive elements a thread takes at a time where the layout permits: 16 bytes of
+// float32. Doubles go one by one, which wastes nothing: a warp's 32 are whole cache lines.
 template <class T>
 constexpr int kWide = sizeof(T) == 4 ? 4 : 1;
 
@@ -23,7 +24,8 @@ constexpr std::size_t pack_alignment(std::size_t item, int width) {
   return item * static_cast<std::size_t>(width) < 16 ? item * static_cast<std::size_t>(width) : 16;
 }
 
-// Consecutive elements that are read and written at once (in pieces of 16 bytes where they are more).
+// Consecutive elements that are read and written at once (in pieces of 16 bytes where they are
+// more).
 template <class Item, int kWidth>
 struct alignas(pack_alignment(sizeof(Item), kWidth)) Pack {
   Item item[kWidth];
@@ -32,7 +34,8 @@ struct alignas(pack_alignment(sizeof(Item), kWidth)) Pack {
 // --- on the host: may a kernel use packs? ---
 
 constexpr bool is_floating(DType dtype) {
-  return dtype == DType::kFloat16 || dtype == DType::kBFloat16 || dtype == DType::kFloat32 || dtype == DType::kFloat64;
+  return dtype == DType::kFloat16 || dtype == DType::kBFloat16 || dtype == DType::kFloat32 ||
+         dtype == DType::kFloat64;
 }
 
 inline bool is_pack_aligned(const void* data, DType dtype, int width) {
@@ -40,8 +43,9 @@ inline bool is_pack_aligned(const void* data, DType dtype, int width) {
   return reinterpret_cast<std::uintptr_t>(data) % alignment == 0;
 }
 
-// Whether a kernel may take `width` consecutive positions at a time: dimension 0 divides into packs, and each pack is
-// aligned in the operand's memory or, in an expanded operand, all the same element.
+// Whether a kernel may take `width` consecutive positions at a time: dimension 0 divides into
+// packs, and each pack is aligned in the operand's memory or, in an expanded operand, all the same
+// element.
 inline bool is_packed(const Layout& layout, int operand, const void* data, DType dtype, int width) {
   if (layout.dims == 0 || layout.size[0] % width != 0) return false;
   if (data == nullptr) return true;
@@ -58,7 +62,8 @@ inline bool is_packed(const Layout& layout, int operand, const void* data, DType
 
 // The element of each operand at a position in walking order.
 template <int kOperands>
-FASTLOSS_DEVICE_INLINE void locate(const Layout& layout, int64_t position, int64_t (&offsets)[kOperands]) {
+FASTLOSS_DEVICE_INLINE void locate(const Layout& layout, int64_t position,
+                                   int64_t (&offsets)[kOperands]) {
   for (int k = 0; k < kOperands; ++k) offsets[k] = 0;
   int64_t rest = position;
   for (int d = 0; d < layout.dims; ++d) {
@@ -66,8 +71,9 @@ FASTLOSS_DEVICE_INLINE void locate(const Layout& layout, int64_t position, int64
     if (d + 1 < layout.dims) {
       const int64_t size = layout.size[d];
       // A division of 64 bits costs several of 32.
-      rest = layout.numel <= INT32_MAX ? static_cast<int64_t>(static_cast<uint32_t>(rest) / static_cast<uint32_t>(size))
-                                       : rest / size;
+      rest = layout.numel <= INT32_MAX
+                 ? static_cast<int64_t>(static_cast<uint32_t>(rest) / static_cast<uint32_t>(size))
+                 : rest / size;
       index -= rest * size;
     }
     for (int k = 0; k < kOperands; ++k) offsets[k] += index * layout.stride[k][d];

@@ -58,7 +58,8 @@ constexpr Candidate kCandidates[] = {
      }},
     {&avx2::kBackend,
      [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c");
      }},
 #endif
     {&baseline::kBackend, [] { return true; }},
@@ -77,9 +78,11 @@ const Backend& choose_cpu_backend() {
     built += std::string(built.empty() ? "" : ", ") + candidate.backend->name;
     if (std::strcmp(candidate.backend->name, wanted) != 0) continue;
     if (candidate.runs_here()) return *candidate.backend;
-    throw std::runtime_error(std::string("FASTLOSS_CPU_ISA=") + wanted + ": this processor does not run it");
+    throw std::runtime_error(std::string("FASTLOSS_CPU_ISA=") + wanted +
+                             ": this processor does not run it");
   }
-  throw std::runtime_error(std::string("FASTLOSS_CPU_ISA must be one of ") + built + ", got " + wanted);
+  throw std::runtime_error(std::string("FASTLOSS_CPU_ISA must be one of ") + built + ", got " +
+                           wanted);
 }
 
 template <class Losses>

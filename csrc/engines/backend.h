@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A backend is one compilation of every engine: an instruction set of the CPU, or CUDA. All offer the same functions.
+// A backend is one compilation of every engine: an instruction set of the CPU, or CUDA. All offer
+// the same functions.
 #pragma once
 #include "engines/box_crowd.h"
 #include "engines/box_matrix.h"
@@ -24,8 +25,8 @@ struct LossInfo {
   const char* name;
   int parameters;
   int device_parameter_index;  // the parameter that may come from the device, or -1
-  bool weighted_mean;          // a weighted mean divides by Σ weight (else by the number of elements)
-  bool class_targets;          // integer targets may be class indices
+  bool weighted_mean;  // a weighted mean divides by Σ weight (else by the number of elements)
+  bool class_targets;  // integer targets may be class indices
 };
 struct LossList {
   const LossInfo* begin;
@@ -37,8 +38,8 @@ struct Catalogue {
 };
 const Catalogue& catalogue();
 
-// The fastest CPU backend this processor runs, or the one the environment variable FASTLOSS_CPU_ISA names
-// (std::runtime_error where that is unknown, not built or not supported here).
+// The fastest CPU backend this processor runs, or the one the environment variable FASTLOSS_CPU_ISA
+// names (std::runtime_error where that is unknown, not built or not supported here).
 const Backend& cpu_backend();
 
 // The CUDA backend, or null in a build without CUDA.

@@ -7,8 +7,8 @@
 namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
-// kLanes boxes of the crowd in the lanes of vectors, with their identities as exact numbers (the caller keeps both
-// counts below 2^24). Lanes beyond the end repeat the last box.
+// kLanes boxes of the crowd in the lanes of vectors, with their identities as exact numbers (the
+// caller keeps both counts below 2^24). Lanes beyond the end repeat the last box.
 template <class T>
 struct Lanes {
   using V = Vec<T>;
@@ -54,10 +54,10 @@ FASTLOSS_INLINE auto make_box(const V (&c)[4]) {
 // The scratch of the engine: what each box contributes, before the divisors are known.
 template <class T>
 struct Scratch {
-  T* near;           // [P] attraction + repulsion from the target
-  T* crowd;          // [P] Σ over the other boxes
-  T* overlapping;    // [P] how many of them it overlaps
-  T* near_gradient;  // [P, 4]
+  T* near;            // [P] attraction + repulsion from the target
+  T* crowd;           // [P] Σ over the other boxes
+  T* overlapping;     // [P] how many of them it overlaps
+  T* near_gradient;   // [P, 4]
   T* crowd_gradient;  // [P, 4]
   Scratch(void* memory, int64_t boxes)
       : near(static_cast<T*>(memory)),
@@ -68,7 +68,8 @@ struct Scratch {
 };
 
 template <class Formula, class T, bool kGradient>
-void visit(const BoxCrowdArguments& arguments, const T* parameter, const Scratch<T>& scratch, int64_t begin) {
+void visit(const BoxCrowdArguments& arguments, const T* parameter, const Scratch<T>& scratch,
+           int64_t begin) {
   using V = Vec<T>;
   const Lanes<T> lanes(arguments, begin);
   const auto* targets = static_cast<const T*>(arguments.targets);
@@ -79,7 +80,8 @@ void visit(const BoxCrowdArguments& arguments, const T* parameter, const Scratch
 
   V strongest(0), rival[4] = {V(0), V(0), V(0), V(0)};
   for (int64_t j = 0; j < arguments.targets_count; ++j) {
-    const V other[4] = {V(targets[4 * j]), V(targets[4 * j + 1]), V(targets[4 * j + 2]), V(targets[4 * j + 3])};
+    const V other[4] = {V(targets[4 * j]), V(targets[4 * j + 1]), V(targets[4 * j + 2]),
+                        V(targets[4 * j + 3])};
     const V image(arguments.target_batch_index ? T(arguments.target_batch_index[j]) : T(0));
     const auto foreign = (lanes.target_index != V(T(j))) & (lanes.image == image);
     const V competition = Formula::competition(plain_box, make_box<false>(other));
@@ -89,7 +91,8 @@ void visit(const BoxCrowdArguments& arguments, const T* parameter, const Scratch
   }
   // Without a rival the point at the origin stands in, which nothing overlaps.
   const auto near = Formula::attraction(box, make_box<false>(lanes.own)) +
-                    Formula::target_factor(parameter) * Formula::target_repulsion(box, make_box<false>(rival), parameter);
+                    Formula::target_factor(parameter) *
+                        Formula::target_repulsion(box, make_box<false>(rival), parameter);
   lanes.store(detach(near), scratch.near, 1);
 
   V crowd(0), overlapping(0), gradient[4] = {V(0), V(0), V(0), V(0)};
@@ -100,7 +103,8 @@ void visit(const BoxCrowdArguments& arguments, const T* parameter, const Scratch
     own_upstream = V::load(padded);
   }
   for (int64_t j = 0; j < arguments.boxes_count; ++j) {
-    const V other[4] = {V(boxes[4 * j]), V(boxes[4 * j + 1]), V(boxes[4 * j + 2]), V(boxes[4 * j + 3])};
+    const V other[4] = {V(boxes[4 * j]), V(boxes[4 * j + 1]), V(boxes[4 * j + 2]),
+                        V(boxes[4 * j + 3])};
     const V target(T(arguments.target_index[j]));
     const V image(arguments.batch_index ? T(arguments.batch_index[j]) : T(0));
     const auto other_box = make_box<false>(other);
@@ -156,19 +160,21 @@ void run_typed(const BoxCrowdArguments& arguments, const Execution& execution) {
   }
   const bool mean = arguments.reduction == CrowdReduction::kMean;
   const double near_factor = mean ? 1.0 / double(count) : 1.0;
-  const double crowd_factor =
-      double(Formula::box_factor(parameter)) * (mean ? 1.0 / (overlapping > 1.0 ? overlapping : 1.0) : 1.0);
+  const double crowd_factor = double(Formula::box_factor(parameter)) *
+                              (mean ? 1.0 / (overlapping > 1.0 ? overlapping : 1.0) : 1.0);
   if (arguments.loss_output.total) {
     *static_cast<T*>(arguments.loss_output.total) = T(near * near_factor + crowd * crowd_factor);
   }
   if (arguments.loss_output.values) {
     auto* values = static_cast<T*>(arguments.loss_output.values);
-    for (int64_t i = 0; i < count; ++i) values[i] = scratch.near[i] + T(0.5 * crowd_factor) * scratch.crowd[i];
+    for (int64_t i = 0; i < count; ++i)
+      values[i] = scratch.near[i] + T(0.5 * crowd_factor) * scratch.crowd[i];
   }
   if (arguments.gradient) {
     auto* gradient = static_cast<T*>(arguments.gradient);
     for (int64_t i = 0; i < 4 * count; ++i) {
-      gradient[i] = T(near_factor) * scratch.near_gradient[i] + T(crowd_factor) * scratch.crowd_gradient[i];
+      gradient[i] =
+          T(near_factor) * scratch.near_gradient[i] + T(crowd_factor) * scratch.crowd_gradient[i];
     }
   }
 }

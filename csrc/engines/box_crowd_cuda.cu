@@ -41,7 +41,9 @@ struct Crowd {
         batch_index(arguments.batch_index),
         target_batch_index(arguments.target_batch_index) {}
 
-  FASTLOSS_DEVICE_INLINE int64_t image_of_box(int64_t i) const { return batch_index ? batch_index[i] : 0; }
+  FASTLOSS_DEVICE_INLINE int64_t image_of_box(int64_t i) const {
+    return batch_index ? batch_index[i] : 0;
+  }
   FASTLOSS_DEVICE_INLINE int64_t image_of_target(int64_t i) const {
     return target_batch_index ? target_batch_index[i] : 0;
   }
@@ -54,11 +56,11 @@ FASTLOSS_DEVICE_INLINE auto box_at(const T* boxes, int64_t index) {
              variable<8, kWanted>(c[3])};
 }
 
-// The foreign target of the same image that the box overlaps most, the first of equals; -1 where it overlaps none. All
-// lanes of the warp search and all get the answer.
+// The foreign target of the same image that the box overlaps most, the first of equals; -1 where it
+// overlaps none. All lanes of the warp search and all get the answer.
 template <class Formula, class T, class B>
-FASTLOSS_DEVICE_INLINE int find_rival(const Crowd<T>& crowd, int targets_count, const B& box, int64_t own,
-                                      int64_t image) {
+FASTLOSS_DEVICE_INLINE int find_rival(const Crowd<T>& crowd, int targets_count, const B& box,
+                                      int64_t own, int64_t image) {
   T strongest(0);
   int rival = INT32_MAX;
   for (int j = static_cast<int>(threadIdx.x) % kWarpSize; j < targets_count; j += kWarpSize) {
@@ -80,7 +82,8 @@ FASTLOSS_DEVICE_INLINE int find_rival(const Crowd<T>& crowd, int targets_count, 
   return rival == INT32_MAX ? -1 : rival;
 }
 
-// One warp per box. Fills the scratch and finishes the total; leaves the factor of the crowd for the second launch.
+// One warp per box. Fills the scratch and finishes the total; leaves the factor of the crowd for
+// the second launch.
 template <class Formula, class T, bool kGradient>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     contribution_kernel(const __grid_constant__ BoxCrowdArguments arguments, const Crowd<T> crowd,
@@ -92,22 +95,27 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const int64_t warps = int64_t{gridDim.x} * (kThreads / kWarpSize);
   const auto* upstream = static_cast<const T*>(arguments.upstream);
 
-  double totals[3] = {0.0, 0.0, 0.0};  // near, crowd, overlapping pairs; in double, which counts pairs exactly
+  double totals[3] = {
+      0.0, 0.0, 0.0};  // near, crowd, overlapping pairs; in double, which counts pairs exactly
   for (int64_t i = warp; i < arguments.boxes_count; i += warps) {
     const auto box = box_at<kGradient>(crowd.boxes, i);
     const auto plain_box = box_at<false>(crowd.boxes, i);
     const int64_t own = crowd.target_index[i], image = crowd.image_of_box(i);
-    FASTLOSS_DEVICE_ASSERT(own >= 0 && own < arguments.targets_count, "fastloss: a target_index is out of range");
+    FASTLOSS_DEVICE_ASSERT(own >= 0 && own < arguments.targets_count,
+                           "fastloss: a target_index is out of range");
 
-    const int rival = find_rival<Formula>(crowd, static_cast<int>(arguments.targets_count), plain_box, own, image);
+    const int rival = find_rival<Formula>(crowd, static_cast<int>(arguments.targets_count),
+                                          plain_box, own, image);
     // Without a rival the point at the origin stands in, which nothing overlaps.
     const Box<T, T, T, T> nobody{T(0), T(0), T(0), T(0)};
     const auto near =
         Formula::attraction(box, box_at<false>(crowd.targets, own)) +
         Formula::target_factor(parameter) *
-            Formula::target_repulsion(box, rival < 0 ? nobody : box_at<false>(crowd.targets, rival), parameter);
+            Formula::target_repulsion(box, rival < 0 ? nobody : box_at<false>(crowd.targets, rival),
+                                      parameter);
 
-    T sums[6] = {T(0), T(0), T(0), T(0), T(0), T(0)};  // the crowd's repulsion, overlapping boxes, the gradient
+    T sums[6] = {T(0), T(0), T(0),
+                 T(0), T(0), T(0)};  // the crowd's repulsion, overlapping boxes, the gradient
     const T own_upstream = upstream ? upstream[i] : T(1);
     for (int64_t j = lane; j < arguments.boxes_count; j += kWarpSize) {
       if (crowd.target_index[j] == own || crowd.image_of_box(j) != image) continue;
@@ -142,11 +150,13 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 
   grid_sum<kThreads>(totals, completion, [&](const double (&total)[3]) {
     const bool mean = arguments.reduction == CrowdReduction::kMean;
-    const double near_factor = mean && arguments.boxes_count > 0 ? 1.0 / double(arguments.boxes_count) : 1.0;
-    const double crowd_factor =
-        double(Formula::box_factor(parameter)) * (mean ? 1.0 / (total[2] > 1.0 ? total[2] : 1.0) : 1.0);
+    const double near_factor =
+        mean && arguments.boxes_count > 0 ? 1.0 / double(arguments.boxes_count) : 1.0;
+    const double crowd_factor = double(Formula::box_factor(parameter)) *
+                                (mean ? 1.0 / (total[2] > 1.0 ? total[2] : 1.0) : 1.0);
     if (arguments.loss_output.total) {
-      *static_cast<T*>(arguments.loss_output.total) = T(total[0] * near_factor + total[1] * crowd_factor);
+      *static_cast<T*>(arguments.loss_output.total) =
+          T(total[0] * near_factor + total[1] * crowd_factor);
     }
     workspace[kCrowdFactor] = crowd_factor;
   });
@@ -161,13 +171,15 @@ __global__ void __launch_bounds__(kThreads)
   const T near_factor = mean ? T(1.0 / double(arguments.boxes_count)) : T(1);
   const double crowd_factor = workspace[kCrowdFactor];
   const int64_t step = int64_t{gridDim.x} * kThreads;
-  for (int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x; k < 4 * arguments.boxes_count; k += step) {
+  for (int64_t k = int64_t{blockIdx.x} * kThreads + threadIdx.x; k < 4 * arguments.boxes_count;
+       k += step) {
     if (arguments.gradient) {
       static_cast<T*>(arguments.gradient)[k] =
           near_factor * scratch.near_gradient[k] + T(crowd_factor) * scratch.crowd_gradient[k];
     }
     if (arguments.loss_output.values && k < arguments.boxes_count) {
-      static_cast<T*>(arguments.loss_output.values)[k] = scratch.near[k] + T(0.5 * crowd_factor) * scratch.crowd[k];
+      static_cast<T*>(arguments.loss_output.values)[k] =
+          scratch.near[k] + T(0.5 * crowd_factor) * scratch.crowd[k];
     }
   }
 }
@@ -179,15 +191,15 @@ void run_typed(const BoxCrowdArguments& arguments, const Execution& execution) {
   const unsigned grid = grid_for(arguments.boxes_count, kThreads / kWarpSize);
   const Completion completion = completion_for(execution, grid);
   if (arguments.gradient) {
-    launch(contribution_kernel<Formula, T, true>, grid, kThreads, 0, execution.stream, arguments, crowd, scratch,
-           execution.workspace, completion);
+    launch(contribution_kernel<Formula, T, true>, grid, kThreads, 0, execution.stream, arguments,
+           crowd, scratch, execution.workspace, completion);
   } else {
-    launch(contribution_kernel<Formula, T, false>, grid, kThreads, 0, execution.stream, arguments, crowd, scratch,
-           execution.workspace, completion);
+    launch(contribution_kernel<Formula, T, false>, grid, kThreads, 0, execution.stream, arguments,
+           crowd, scratch, execution.workspace, completion);
   }
   if (arguments.gradient || arguments.loss_output.values) {
-    launch(joining_kernel<T>, grid_for(4 * arguments.boxes_count, kThreads), kThreads, 0, execution.stream, arguments,
-           scratch, execution.workspace);
+    launch(joining_kernel<T>, grid_for(4 * arguments.boxes_count, kThreads), kThreads, 0,
+           execution.stream, arguments, scratch, execution.workspace);
   }
 }
 

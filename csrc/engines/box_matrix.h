@@ -5,8 +5,8 @@
 
 namespace fastloss {
 
-// Every array is contiguous and of the accumulate type (float, or double where is_double): the boxes are few beside
-// the matrix, so the caller converts them.
+// Every array is contiguous and of the accumulate type (float, or double where is_double): the
+// boxes are few beside the matrix, so the caller converts them.
 struct BoxMatrixArguments {
   int similarity = 0;  // index in BoxSimilarities
   double parameters[kMaxParameters] = {};

@@ -7,14 +7,16 @@ namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
-// A thread of the forward keeps its column's box and what the formula makes of it alone for this many rows.
+// A thread of the forward keeps its column's box and what the formula makes of it alone for this
+// many rows.
 constexpr int kRowsPerThread = 8;
-// A block of the column gradient: neighbouring columns, so that the upstream gradient is read in whole lines, times
-// threads that share a column's rows.
+// A block of the column gradient: neighbouring columns, so that the upstream gradient is read in
+// whole lines, times threads that share a column's rows.
 constexpr int kColumns = kWarpSize;
 constexpr int kSharers = kThreads / kColumns;
 
-// Boxes [N, 4] of type T. Memory of a sliced tensor may be contiguous and still not aligned for one access a box.
+// Boxes [N, 4] of type T. Memory of a sliced tensor may be contiguous and still not aligned for one
+// access a box.
 template <class T>
 struct Boxes {
   const T* data;
@@ -33,19 +35,22 @@ struct Boxes {
 };
 
 template <class Similarity, class T>
-FASTLOSS_DEVICE_INLINE void read_parameters(T (&parameter)[kMaxParameters], const BoxMatrixArguments& arguments) {
+FASTLOSS_DEVICE_INLINE void read_parameters(T (&parameter)[kMaxParameters],
+                                            const BoxMatrixArguments& arguments) {
   for (int i = 0; i < Similarity::kParameters; ++i) parameter[i] = T(arguments.parameters[i]);
 }
 
 int64_t row_groups(const BoxMatrixArguments& arguments) {
   return (arguments.rows + kRowsPerThread - 1) / kRowsPerThread;
 }
-int64_t column_groups(const BoxMatrixArguments& arguments) { return (arguments.columns + kColumns - 1) / kColumns; }
+int64_t column_groups(const BoxMatrixArguments& arguments) {
+  return (arguments.columns + kColumns - 1) / kColumns;
+}
 
 template <class Similarity, class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    forward_kernel(const __grid_constant__ BoxMatrixArguments arguments, const Boxes<T> boxes1, const Boxes<T> boxes2,
-                   const int64_t groups) {
+    forward_kernel(const __grid_constant__ BoxMatrixArguments arguments, const Boxes<T> boxes1,
+                   const Boxes<T> boxes2, const int64_t groups) {
   T parameter[kMaxParameters];
   read_parameters<Similarity>(parameter, arguments);
   const int64_t rows = arguments.rows, columns = arguments.columns;
@@ -83,8 +88,9 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     const int64_t first = row / arguments.rows * columns;
     T sums[4] = {T(0), T(0), T(0), T(0)};
     for (int64_t column = threadIdx.x; column < columns; column += kThreads) {
-      add_gradient(sums, static_cast<const T*>(arguments.upstream)[row * columns + column],
-                   Similarity::similarity(b1, boxes2.template at<false>(first + column), parameter));
+      add_gradient(
+          sums, static_cast<const T*>(arguments.upstream)[row * columns + column],
+          Similarity::similarity(b1, boxes2.template at<false>(first + column), parameter));
     }
     block_sum<kThreads>(sums);
     if (threadIdx.x == 0) {
@@ -96,13 +102,14 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 // The gradient of the second set: one block sums kColumns columns over the rows.
 template <class Similarity, class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    column_gradient_kernel(const __grid_constant__ BoxMatrixArguments arguments, const Boxes<T> boxes1,
-                           const Boxes<T> boxes2, const int64_t groups) {
+    column_gradient_kernel(const __grid_constant__ BoxMatrixArguments arguments,
+                           const Boxes<T> boxes1, const Boxes<T> boxes2, const int64_t groups) {
   __shared__ T shares[4][kSharers][kColumns];
   T parameter[kMaxParameters];
   read_parameters<Similarity>(parameter, arguments);
   const int64_t rows = arguments.rows, columns = arguments.columns;
-  const int lane = static_cast<int>(threadIdx.x) % kColumns, share = static_cast<int>(threadIdx.x) / kColumns;
+  const int lane = static_cast<int>(threadIdx.x) % kColumns,
+            share = static_cast<int>(threadIdx.x) / kColumns;
   for (int64_t item = blockIdx.x; item < arguments.batch * groups; item += gridDim.x) {
     const int64_t batch = item / groups, column = (item - batch * groups) * kColumns + lane;
     T sums[4] = {T(0), T(0), T(0), T(0)};
@@ -131,17 +138,18 @@ void run_typed(const BoxMatrixArguments& arguments, const Execution& execution) 
   const Boxes<T> boxes1(arguments.boxes1), boxes2(arguments.boxes2);
   if (arguments.values) {
     const int64_t groups = row_groups(arguments);
-    launch(forward_kernel<Similarity, T>, grid_for(arguments.batch * groups * arguments.columns, kThreads), kThreads, 0,
+    launch(forward_kernel<Similarity, T>,
+           grid_for(arguments.batch * groups * arguments.columns, kThreads), kThreads, 0,
            execution.stream, arguments, boxes1, boxes2, groups);
   }
   if (arguments.gradient1) {
-    launch(row_gradient_kernel<Similarity, T>, grid_for(arguments.batch * arguments.rows, 1), kThreads, 0,
-           execution.stream, arguments, boxes1, boxes2);
+    launch(row_gradient_kernel<Similarity, T>, grid_for(arguments.batch * arguments.rows, 1),
+           kThreads, 0, execution.stream, arguments, boxes1, boxes2);
   }
   if (arguments.gradient2) {
     const int64_t groups = column_groups(arguments);
-    launch(column_gradient_kernel<Similarity, T>, grid_for(arguments.batch * groups, 1), kThreads, 0, execution.stream,
-           arguments, boxes1, boxes2, groups);
+    launch(column_gradient_kernel<Similarity, T>, grid_for(arguments.batch * groups, 1), kThreads,
+           0, execution.stream, arguments, boxes1, boxes2, groups);
   }
 }
 

@@ -19,14 +19,16 @@ enum BoxPairOperand {
 struct BoxPairArguments {
   int loss = 0;  // index in BoxPairLosses
   double parameters[kMaxParameters] = {};
-  int device_parameter_index = -1;  // the parameter that is read from `device_parameter` instead, or -1
-  Input device_parameter;           // 0-d, float32 or float64
-  Layout layout;                    // over boxes, in the order of the unreduced loss
+  int device_parameter_index =
+      -1;                  // the parameter that is read from `device_parameter` instead, or -1
+  Input device_parameter;  // 0-d, float32 or float64
+  Layout layout;           // over boxes, in the order of the unreduced loss
   int64_t coordinate_stride[2] = {1, 1};  // of boxes1, boxes2
-  Input boxes1, boxes2;             // [..., 4] xyxy
-  Input weight;                     // [...]
-  Output gradient1, gradient2;      // [..., 4] with coordinate stride 1; null: not wanted. The second only with the first.
-  LossOutput loss_output;           // values: contiguous
+  Input boxes1, boxes2;                   // [..., 4] xyxy
+  Input weight;                           // [...]
+  Output gradient1, gradient2;  // [..., 4] with coordinate stride 1; null: not wanted. The second
+                                // only with the first.
+  LossOutput loss_output;       // values: contiguous
   Scale loss_scale, gradient_scale;
   bool is_double = false;
 };

@@ -6,7 +6,8 @@
 namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
-constexpr int kThreads = 128;  // a few thousand boxes are usual: small blocks spread them over more multiprocessors
+constexpr int kThreads =
+    128;  // a few thousand boxes are usual: small blocks spread them over more multiprocessors
 
 enum class Gradients { kNone, kFirst, kBoth };
 
@@ -33,18 +34,21 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 
   T sum(0);
   const int64_t step = int64_t{gridDim.x} * kThreads;
-  for (int64_t position = int64_t{blockIdx.x} * kThreads + threadIdx.x; position < layout.numel; position += step) {
+  for (int64_t position = int64_t{blockIdx.x} * kThreads + threadIdx.x; position < layout.numel;
+       position += step) {
     int64_t offsets[kBoxPairOperands];
     locate(layout, position, offsets);
     T a[4], b[4], weight[1] = {T(1)};
-    load(a, arguments.boxes1, {offsets[kBoxPairBoxes1], arguments.coordinate_stride[0], packed.boxes1});
-    load(b, arguments.boxes2, {offsets[kBoxPairBoxes2], arguments.coordinate_stride[1], packed.boxes2});
+    load(a, arguments.boxes1,
+         {offsets[kBoxPairBoxes1], arguments.coordinate_stride[0], packed.boxes1});
+    load(b, arguments.boxes2,
+         {offsets[kBoxPairBoxes2], arguments.coordinate_stride[1], packed.boxes2});
     if (arguments.weight.data) load(weight, arguments.weight, {offsets[kBoxPairWeight], 0, false});
 
     const Box b1{variable<1, kFirst>(a[0]), variable<2, kFirst>(a[1]), variable<4, kFirst>(a[2]),
                  variable<8, kFirst>(a[3])};
-    const Box b2{variable<16, kSecond>(b[0]), variable<32, kSecond>(b[1]), variable<64, kSecond>(b[2]),
-                 variable<128, kSecond>(b[3])};
+    const Box b2{variable<16, kSecond>(b[0]), variable<32, kSecond>(b[1]),
+                 variable<64, kSecond>(b[2]), variable<128, kSecond>(b[3])};
     const auto result = Formula::loss(b1, b2, parameter);
     const T value = detach(result) * weight[0], scale = gradient_scale * weight[0];
     sum += value;
@@ -58,7 +62,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
                              derivative<64>(result) * scale, derivative<128>(result) * scale};
       store(arguments.gradient2, gradient, {offsets[kBoxPairGradient2], 1, packed.gradient2});
     }
-    if (arguments.loss_output.values) static_cast<T*>(arguments.loss_output.values)[position] = value;
+    if (arguments.loss_output.values)
+      static_cast<T*>(arguments.loss_output.values)[position] = value;
   }
 
   if (arguments.loss_output.total) {
@@ -68,7 +73,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   }
 }
 
-bool is_packed_box(const Layout& layout, int operand, const void* data, DType dtype, int64_t coordinate_stride) {
+bool is_packed_box(const Layout& layout, int operand, const void* data, DType dtype,
+                   int64_t coordinate_stride) {
   if (coordinate_stride != 1 || !is_pack_aligned(data, dtype, 4)) return false;
   for (int d = 0; d < layout.dims; ++d) {
     if (layout.stride[operand][d] % 4 != 0) return false;
@@ -85,7 +91,8 @@ void run_typed(const BoxPairArguments& arguments, const Execution& execution) {
   launch(box_pair_kernel<Formula, T, kGradients>, grid, kThreads, 0, execution.stream, arguments,
          Packed{packed(kBoxPairBoxes1, arguments.boxes1, arguments.coordinate_stride[0]),
                 packed(kBoxPairBoxes2, arguments.boxes2, arguments.coordinate_stride[1]),
-                packed(kBoxPairGradient1, arguments.gradient1, 1), packed(kBoxPairGradient2, arguments.gradient2, 1)},
+                packed(kBoxPairGradient1, arguments.gradient1, 1),
+                packed(kBoxPairGradient2, arguments.gradient2, 1)},
          arguments.loss_output.total ? completion_for(execution, grid) : Completion{});
 }
 

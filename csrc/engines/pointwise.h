@@ -20,8 +20,9 @@ enum PointwiseOperand {
 
 enum class TargetKind {
   kDense,       // one number per element
-  kClassIndex,  // one label per row of `classes` elements: 1 at the label, 0 elsewhere. `classes` itself: a row of 0.
-                // A negative label: the row does not count. The class dimension is the layout's dimension 0.
+  kClassIndex,  // one label per row of `classes` elements: 1 at the label, 0 elsewhere. `classes`
+                // itself: a row of 0. A negative label: the row does not count. The class dimension
+                // is the layout's dimension 0.
 };
 
 struct PointwiseArguments {
@@ -31,10 +32,11 @@ struct PointwiseArguments {
   Input input, target, weight, pos_weight;
   TargetKind target_kind = TargetKind::kDense;
   int64_t classes = 0;
-  Output input_gradient, target_gradient;  // null: not wanted. The second only together with the first.
+  Output input_gradient,
+      target_gradient;  // null: not wanted. The second only together with the first.
   LossOutput loss_output;
-  Scale loss_scale;      // the total is multiplied with it
-  Scale gradient_scale;  // and every gradient with this one
+  Scale loss_scale;        // the total is multiplied with it
+  Scale gradient_scale;    // and every gradient with this one
   bool is_double = false;  // arithmetic and loss in float64
 };
 

@@ -7,8 +7,10 @@
 namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
-constexpr int64_t kBlock = 512;           // elements staged at a time: every operand's share stays in the L1 cache
-constexpr int64_t kSmallestChunk = 8192;  // below this, waking a second thread costs more than it saves
+constexpr int64_t kBlock =
+    512;  // elements staged at a time: every operand's share stays in the L1 cache
+constexpr int64_t kSmallestChunk =
+    8192;  // below this, waking a second thread costs more than it saves
 
 enum class Gradients { kNone, kInput, kInputAndTarget };
 
@@ -25,16 +27,18 @@ struct Block {
   T* values;
 };
 
-// Losses and gradients of `count` elements, a multiple of kLanes. The only place where a formula is compiled in.
+// Losses and gradients of `count` elements, a multiple of kLanes. The only place where a formula is
+// compiled in.
 template <class Formula, class T, Gradients kGradients>
-[[gnu::noinline]] Vec<T> run_whole(const Block<T>& block, int64_t count, const T* parameter, T gradient_scale,
-                                   bool streaming) {
+[[gnu::noinline]] Vec<T> run_whole(const Block<T>& block, int64_t count, const T* parameter,
+                                   T gradient_scale, bool streaming) {
   using V = Vec<T>;
   constexpr unsigned kInputSeed = 1, kTargetSeed = 2;
   V sum(0);
   for (int64_t i = 0; i < count; i += V::kLanes) {
     const auto x = variable<kInputSeed, kGradients != Gradients::kNone>(V::load(block.input + i));
-    const auto t = variable<kTargetSeed, kGradients == Gradients::kInputAndTarget>(V::load(block.target + i));
+    const auto t =
+        variable<kTargetSeed, kGradients == Gradients::kInputAndTarget>(V::load(block.target + i));
     const V pos_weight = block.pos_weight ? V::load(block.pos_weight + i) : V(1);
     const auto result = Formula::loss(x, t, pos_weight, parameter);
     V value = detach(result);
@@ -45,7 +49,9 @@ template <class Formula, class T, Gradients kGradients>
       scale = scale * weight;
     }
     // Selected, not multiplied: what does not count may hold anything, NaN too.
-    const auto counted = [&](V v) { return block.counts ? select(V::load(block.counts + i) != V(0), v, V(0)) : v; };
+    const auto counted = [&](V v) {
+      return block.counts ? select(V::load(block.counts + i) != V(0), v, V(0)) : v;
+    };
     value = counted(value);
     if (kGradients != Gradients::kNone && block.input_gradient) {
       const V gradient = counted(derivative<kInputSeed>(result) * scale);
@@ -69,15 +75,18 @@ FASTLOSS_INLINE void copy(T* out, const T* in, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = in[i];
 }
 
-// Any number of elements: the last, incomplete vector is worked on in a padded copy, so that nothing is read or written
-// beyond the end. Padding does not count.
+// Any number of elements: the last, incomplete vector is worked on in a padded copy, so that
+// nothing is read or written beyond the end. Padding does not count.
 template <class Formula, class T, Gradients kGradients>
-T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient_scale, bool streaming) {
+T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient_scale,
+            bool streaming) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   const int64_t whole = count / kLanes * kLanes, rest = count - whole;
-  Vec<T> sum = run_whole<Formula, T, kGradients>(block, whole, parameter, gradient_scale, streaming);
+  Vec<T> sum =
+      run_whole<Formula, T, kGradients>(block, whole, parameter, gradient_scale, streaming);
   if (rest == 0) return sum.sum();
-  T input[kLanes] = {}, target[kLanes] = {}, weight[kLanes] = {}, pos_weight[kLanes] = {}, counts[kLanes] = {};
+  T input[kLanes] = {}, target[kLanes] = {}, weight[kLanes] = {}, pos_weight[kLanes] = {},
+    counts[kLanes] = {};
   T input_gradient[kLanes], target_gradient[kLanes], values[kLanes];
   copy(input, block.input + whole, rest);
   copy(target, block.target + whole, rest);
@@ -115,11 +124,12 @@ struct Stage {
 // Whether an operand of this dtype is already consecutive numbers of type T.
 template <class T>
 bool is_direct(const Layout& layout, int operand, DType dtype) {
-  return dtype == dtype_of<T> && layout.is_contiguous(operand);
+  return dtype == dtype_of<T> && layout.is_even(operand, 1);
 }
 
 template <class T>
-const T* read(T* stage, const Layout& layout, int operand, const Input& input, int64_t begin, int64_t end) {
+const T* read(T* stage, const Layout& layout, int operand, const Input& input, int64_t begin,
+              int64_t end) {
   if (!input) return nullptr;
   if (is_direct<T>(layout, operand, input.dtype)) return static_cast<const T*>(input.data) + begin;
   for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
@@ -135,7 +145,8 @@ T* place(T* stage, const Layout& layout, int operand, const Output& output, int6
 }
 
 template <class T>
-void write(const T* stage, const Layout& layout, int operand, const Output& output, int64_t begin, int64_t end) {
+void write(const T* stage, const Layout& layout, int operand, const Output& output, int64_t begin,
+           int64_t end) {
   if (!output || is_direct<T>(layout, operand, output.dtype)) return;
   for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
     store_strided(output, offsets[operand], layout.stride[operand][0], stage + position, 1, length);
@@ -155,30 +166,36 @@ struct FirstBadLabel {
   }
 };
 
-// Expands class indices to 0/1 targets. Returns whether every row counts; else `counts` tells which elements do.
+// Expands class indices to 0/1 targets. Returns whether every row counts; else `counts` tells which
+// elements do.
 template <class T>
-bool expand_labels(T* targets, T* counts, const PointwiseArguments& arguments, int64_t begin, int64_t end,
-                   FirstBadLabel& bad) {
+bool expand_labels(T* targets, T* counts, const PointwiseArguments& arguments, int64_t begin,
+                   int64_t end, FirstBadLabel& bad) {
   bool all_count = true;
   for (int64_t i = 0; i < end - begin; ++i) targets[i] = T(0);
-  const int64_t classes = arguments.classes, row_stride = arguments.layout.stride[kPointwiseTarget][0];
-  for_each_run(arguments.layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
-    // A stretch lies in one row, except where the rows are one element wide.
-    for (int64_t i = 0, span; i < length; i += span) {
-      const int64_t row = (begin + position + i) / classes, first = (begin + position + i) % classes;
-      span = classes - first < length - i ? classes - first : length - i;
-      const int64_t label = load_integer(arguments.target, offsets[kPointwiseTarget] + i * row_stride);
-      if (label > classes) bad.note(row, label);
-      if (label >= first && label < first + span) targets[position + i + label - first] = T(1);
-      if (label < 0) {
-        if (all_count) {
-          all_count = false;
-          for (int64_t j = 0; j < end - begin; ++j) counts[j] = T(1);
-        }
-        for (int64_t j = 0; j < span; ++j) counts[position + i + j] = T(0);
-      }
-    }
-  });
+  const int64_t classes = arguments.classes,
+                row_stride = arguments.layout.stride[kPointwiseTarget][0];
+  for_each_run(arguments.layout, begin, end,
+               [&](int64_t position, const int64_t* offsets, int64_t length) {
+                 // A stretch lies in one row, except where the rows are one element wide.
+                 for (int64_t i = 0, span; i < length; i += span) {
+                   const int64_t row = (begin + position + i) / classes,
+                                 first = (begin + position + i) % classes;
+                   span = classes - first < length - i ? classes - first : length - i;
+                   const int64_t label =
+                       load_integer(arguments.target, offsets[kPointwiseTarget] + i * row_stride);
+                   if (label > classes) bad.note(row, label);
+                   if (label >= first && label < first + span)
+                     targets[position + i + label - first] = T(1);
+                   if (label < 0) {
+                     if (all_count) {
+                       all_count = false;
+                       for (int64_t j = 0; j < end - begin; ++j) counts[j] = T(1);
+                     }
+                     for (int64_t j = 0; j < span; ++j) counts[position + i + j] = T(0);
+                   }
+                 }
+               });
   return all_count;
 }
 
@@ -189,43 +206,52 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
   const T gradient_scale = T(resolve(arguments.gradient_scale));
   const Layout& layout = arguments.layout;
   const Output values{arguments.loss_output.values, dtype_of<T>};
-  // A gradient that no cache will hold until it is used is written past the caches: the line need not be read first.
+  // A gradient that no cache will hold until it is used is written past the caches: the line need
+  // not be read first.
   constexpr int64_t kStreamingBytes = int64_t{4} << 20;
-  const bool streaming = arguments.input_gradient && layout.numel * int64_t{sizeof(T)} >= kStreamingBytes &&
-                         is_direct<T>(layout, kPointwiseInputGradient, arguments.input_gradient.dtype);
+  const bool streaming =
+      arguments.input_gradient && layout.numel * int64_t{sizeof(T)} >= kStreamingBytes &&
+      is_direct<T>(layout, kPointwiseInputGradient, arguments.input_gradient.dtype);
   FirstBadLabel bad;
 
-  const double sum = sum_over_chunks(execution, layout.numel, kSmallestChunk, [&](int64_t chunk_begin, int64_t chunk_end) {
-    Stage<T> stage;
-    double chunk_sum = 0.0;
-    for (int64_t begin = chunk_begin; begin < chunk_end; begin += kBlock) {
-      const int64_t end = begin + kBlock < chunk_end ? begin + kBlock : chunk_end;
-      Block<T> block;
-      block.input = read(stage.input, layout, kPointwiseInput, arguments.input, begin, end);
-      block.counts = nullptr;
-      if (arguments.target_kind == TargetKind::kClassIndex) {
-        block.target = stage.target;
-        if (!expand_labels(stage.target, stage.counts, arguments, begin, end, bad)) block.counts = stage.counts;
-      } else {
-        block.target = read(stage.target, layout, kPointwiseTarget, arguments.target, begin, end);
-      }
-      block.weight = read(stage.weight, layout, kPointwiseWeight, arguments.weight, begin, end);
-      block.pos_weight = read(stage.pos_weight, layout, kPointwisePosWeight, arguments.pos_weight, begin, end);
-      block.input_gradient =
-          place(stage.input_gradient, layout, kPointwiseInputGradient, arguments.input_gradient, begin);
-      block.target_gradient =
-          place(stage.target_gradient, layout, kPointwiseTargetGradient, arguments.target_gradient, begin);
-      block.values = place(stage.values, layout, kPointwiseValues, values, begin);
+  const double sum = sum_over_chunks(
+      execution, layout.numel, kSmallestChunk, [&](int64_t chunk_begin, int64_t chunk_end) {
+        Stage<T> stage;
+        double chunk_sum = 0.0;
+        for (int64_t begin = chunk_begin; begin < chunk_end; begin += kBlock) {
+          const int64_t end = begin + kBlock < chunk_end ? begin + kBlock : chunk_end;
+          Block<T> block;
+          block.input = read(stage.input, layout, kPointwiseInput, arguments.input, begin, end);
+          block.counts = nullptr;
+          if (arguments.target_kind == TargetKind::kClassIndex) {
+            block.target = stage.target;
+            if (!expand_labels(stage.target, stage.counts, arguments, begin, end, bad))
+              block.counts = stage.counts;
+          } else {
+            block.target =
+                read(stage.target, layout, kPointwiseTarget, arguments.target, begin, end);
+          }
+          block.weight = read(stage.weight, layout, kPointwiseWeight, arguments.weight, begin, end);
+          block.pos_weight =
+              read(stage.pos_weight, layout, kPointwisePosWeight, arguments.pos_weight, begin, end);
+          block.input_gradient = place(stage.input_gradient, layout, kPointwiseInputGradient,
+                                       arguments.input_gradient, begin);
+          block.target_gradient = place(stage.target_gradient, layout, kPointwiseTargetGradient,
+                                        arguments.target_gradient, begin);
+          block.values = place(stage.values, layout, kPointwiseValues, values, begin);
 
-      chunk_sum += double(run_block<Formula, T, kGradients>(block, end - begin, parameter, gradient_scale, streaming));
+          chunk_sum += double(run_block<Formula, T, kGradients>(block, end - begin, parameter,
+                                                                gradient_scale, streaming));
 
-      write(stage.input_gradient, layout, kPointwiseInputGradient, arguments.input_gradient, begin, end);
-      write(stage.target_gradient, layout, kPointwiseTargetGradient, arguments.target_gradient, begin, end);
-      write(stage.values, layout, kPointwiseValues, values, begin, end);
-    }
-    if (streaming) streaming_fence();
-    return chunk_sum;
-  });
+          write(stage.input_gradient, layout, kPointwiseInputGradient, arguments.input_gradient,
+                begin, end);
+          write(stage.target_gradient, layout, kPointwiseTargetGradient, arguments.target_gradient,
+                begin, end);
+          write(stage.values, layout, kPointwiseValues, values, begin, end);
+        }
+        if (streaming) streaming_fence();
+        return chunk_sum;
+      });
   if (bad.position != INT64_MAX) throw LabelOutOfRange{bad.position, bad.label, arguments.classes};
   store_total<T>(arguments.loss_output, arguments.loss_scale, sum);
 }

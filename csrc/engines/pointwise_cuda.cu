@@ -10,14 +10,17 @@ constexpr int kThreads = 256;
 
 enum class Gradients { kNone, kInput, kInputAndTarget };
 
-// The 0/1 targets of the elements from `position` on, from the class index of their row. False: the row does not count.
+// The 0/1 targets of the elements from `position` on, from the class index of their row. False: the
+// row does not count.
 template <class T, int kWidth>
-FASTLOSS_DEVICE_INLINE bool expand_label(T (&targets)[kWidth], const PointwiseArguments& arguments, int64_t position,
-                                         int64_t label) {
-  FASTLOSS_DEVICE_ASSERT(label <= arguments.classes, "fastloss: a label is larger than the number of classes");
-  const int64_t first = arguments.layout.numel <= INT32_MAX
-                            ? static_cast<uint32_t>(position) % static_cast<uint32_t>(arguments.classes)
-                            : position % arguments.classes;
+FASTLOSS_DEVICE_INLINE bool expand_label(T (&targets)[kWidth], const PointwiseArguments& arguments,
+                                         int64_t position, int64_t label) {
+  FASTLOSS_DEVICE_ASSERT(label <= arguments.classes,
+                         "fastloss: a label is larger than the number of classes");
+  const int64_t first =
+      arguments.layout.numel <= INT32_MAX
+          ? static_cast<uint32_t>(position) % static_cast<uint32_t>(arguments.classes)
+          : position % arguments.classes;
   for (int i = 0; i < kWidth; ++i) targets[i] = first + i == label ? T(1) : T(0);
   return label >= 0;
 }
@@ -25,7 +28,8 @@ FASTLOSS_DEVICE_INLINE bool expand_label(T (&targets)[kWidth], const PointwiseAr
 // kWidth elements a thread at a time: one pack of each operand, or single elements of any layout.
 template <class Formula, class T, Gradients kGradients, int kWidth>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    pointwise_kernel(const __grid_constant__ PointwiseArguments arguments, const Completion completion) {
+    pointwise_kernel(const __grid_constant__ PointwiseArguments arguments,
+                     const Completion completion) {
   constexpr unsigned kInputSeed = 1, kTargetSeed = 2;
   T parameter[kMaxParameters];
   for (int i = 0; i < Formula::kParameters; ++i) parameter[i] = T(arguments.parameters[i]);
@@ -34,8 +38,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 
   T sum(0);
   const int64_t step = int64_t{gridDim.x} * kThreads * kWidth;
-  for (int64_t position = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth; position < layout.numel;
-       position += step) {
+  for (int64_t position = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
+       position < layout.numel; position += step) {
     int64_t offsets[kPointwiseOperands];
     locate(layout, position, offsets);
     const auto span_of = [&](int operand) {
@@ -48,22 +52,27 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     for (int i = 0; i < kWidth; ++i) weight[i] = pos_weight[i] = T(1);
     load(x, arguments.input, span_of(kPointwiseInput));
     if (arguments.target_kind == TargetKind::kClassIndex) {
-      counts = expand_label(t, arguments, position, load_integer(arguments.target, offsets[kPointwiseTarget]));
+      counts = expand_label(t, arguments, position,
+                            load_integer(arguments.target, offsets[kPointwiseTarget]));
     } else {
       load(t, arguments.target, span_of(kPointwiseTarget));
     }
     if (arguments.weight.data) load(weight, arguments.weight, span_of(kPointwiseWeight));
-    if (arguments.pos_weight.data) load(pos_weight, arguments.pos_weight, span_of(kPointwisePosWeight));
+    if (arguments.pos_weight.data)
+      load(pos_weight, arguments.pos_weight, span_of(kPointwisePosWeight));
 
     T values[kWidth], input_gradient[kWidth], target_gradient[kWidth];
     for (int i = 0; i < kWidth; ++i) {
-      const auto result = Formula::loss(variable<kInputSeed, kGradients != Gradients::kNone>(x[i]),
-                                        variable<kTargetSeed, kGradients == Gradients::kInputAndTarget>(t[i]),
-                                        pos_weight[i], parameter);
+      const auto result =
+          Formula::loss(variable<kInputSeed, kGradients != Gradients::kNone>(x[i]),
+                        variable<kTargetSeed, kGradients == Gradients::kInputAndTarget>(t[i]),
+                        pos_weight[i], parameter);
       // Selected, not multiplied: what does not count may hold anything, NaN too.
       values[i] = counts ? detach(result) * weight[i] : T(0);
-      input_gradient[i] = counts ? derivative<kInputSeed>(result) * (gradient_scale * weight[i]) : T(0);
-      target_gradient[i] = counts ? derivative<kTargetSeed>(result) * (gradient_scale * weight[i]) : T(0);
+      input_gradient[i] =
+          counts ? derivative<kInputSeed>(result) * (gradient_scale * weight[i]) : T(0);
+      target_gradient[i] =
+          counts ? derivative<kTargetSeed>(result) * (gradient_scale * weight[i]) : T(0);
       sum += values[i];
     }
     if constexpr (kGradients != Gradients::kNone) {
@@ -87,8 +96,10 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 template <class Formula, class T, Gradients kGradients, int kWidth>
 void run_width(const PointwiseArguments& arguments, const Execution& execution) {
   const unsigned grid = grid_for(arguments.layout.numel / kWidth, kThreads);
-  const Completion completion = arguments.loss_output.total ? completion_for(execution, grid) : Completion{};
-  launch(pointwise_kernel<Formula, T, kGradients, kWidth>, grid, kThreads, 0, execution.stream, arguments, completion);
+  const Completion completion =
+      arguments.loss_output.total ? completion_for(execution, grid) : Completion{};
+  launch(pointwise_kernel<Formula, T, kGradients, kWidth>, grid, kThreads, 0, execution.stream,
+         arguments, completion);
 }
 
 template <class T>
@@ -101,7 +112,8 @@ bool all_packed(const PointwiseArguments& arguments) {
   const bool packed_target = arguments.target_kind == TargetKind::kClassIndex
                                  ? arguments.classes % kWide<T> == 0
                                  : packed(kPointwiseTarget, arguments.target);
-  return packed_target && packed(kPointwiseInput, arguments.input) && packed(kPointwiseWeight, arguments.weight) &&
+  return packed_target && packed(kPointwiseInput, arguments.input) &&
+         packed(kPointwiseWeight, arguments.weight) &&
          packed(kPointwisePosWeight, arguments.pos_weight) &&
          packed(kPointwiseInputGradient, arguments.input_gradient) &&
          packed(kPointwiseTargetGradient, arguments.target_gradient) &&

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Engine `scale`: the backward of every loss. The saved gradient is multiplied by the upstream gradient in place; an
-// upstream of exactly 1 touches nothing.
+// Engine `scale`: the backward of every loss. The saved gradient is multiplied by the upstream
+// gradient in place; an upstream of exactly 1 touches nothing.
 #pragma once
 #include "core/layout.h"
 #include "core/types.h"

@@ -15,8 +15,8 @@ __global__ void __launch_bounds__(kThreads)
   const Layout& layout = arguments.layout;
   const Input source{arguments.gradient.data, arguments.gradient.dtype};
   const int64_t step = int64_t{gridDim.x} * kThreads * kWidth;
-  for (int64_t position = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth; position < layout.numel;
-       position += step) {
+  for (int64_t position = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
+       position < layout.numel; position += step) {
     int64_t offsets[kScaleOperands];
     locate(layout, position, offsets);
     const auto span_of = [&](int operand) {
@@ -44,9 +44,10 @@ void run_width(const ScaleArguments& arguments, const Execution& execution) {
 template <class T>
 void run_typed(const ScaleArguments& arguments, const Execution& execution) {
   const Layout& layout = arguments.layout;
-  const bool packed =
-      is_packed(layout, kScaleGradient, arguments.gradient.data, arguments.gradient.dtype, kWide<T>) &&
-      is_packed(layout, kScaleUpstream, arguments.upstream.data, arguments.upstream.dtype, kWide<T>);
+  const bool packed = is_packed(layout, kScaleGradient, arguments.gradient.data,
+                                arguments.gradient.dtype, kWide<T>) &&
+                      is_packed(layout, kScaleUpstream, arguments.upstream.data,
+                                arguments.upstream.dtype, kWide<T>);
   if (kWide<T> > 1 && packed) {
     run_width<T, kWide<T>>(arguments, execution);
   } else {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How CPU engines see tensors of any dtype and stride: as short runs of float or double in the L1 cache.
+// How CPU engines see tensors of any dtype and stride: as short runs of float or double in the L1
+// cache.
 #pragma once
 #include "core/access.h"
 #include "core/half.h"
@@ -9,7 +10,8 @@
 namespace fastloss::FASTLOSS_TARGET {
 
 template <class Source, class T>
-FASTLOSS_INLINE void load_strided(T* out, int64_t out_stride, const Source* in, int64_t stride, int64_t count) {
+FASTLOSS_INLINE void load_strided(T* out, int64_t out_stride, const Source* in, int64_t stride,
+                                  int64_t count) {
   if constexpr (requires(Source s) { s.bits; }) {
     if (stride == 1 && out_stride == 1) {
       convert(in, out, count);
@@ -24,8 +26,11 @@ FASTLOSS_INLINE void load_strided(T* out, int64_t out_stride, const Source* in, 
 }
 
 template <class T>
-inline void load_strided(T* out, int64_t out_stride, const Input& in, int64_t offset, int64_t stride, int64_t count) {
-  const auto from = [&](auto* typed) { load_strided(out, out_stride, typed + offset, stride, count); };
+inline void load_strided(T* out, int64_t out_stride, const Input& in, int64_t offset,
+                         int64_t stride, int64_t count) {
+  const auto from = [&](auto* typed) {
+    load_strided(out, out_stride, typed + offset, stride, count);
+  };
   switch (in.dtype) {
     case DType::kFloat16:
       return from(static_cast<const Half*>(in.data));
@@ -50,12 +55,14 @@ inline void load_strided(T* out, int64_t out_stride, const Input& in, int64_t of
 }
 
 template <class T, class Destination>
-FASTLOSS_INLINE void store_strided(Destination* out, int64_t stride, const T* in, int64_t in_stride, int64_t count) {
+FASTLOSS_INLINE void store_strided(Destination* out, int64_t stride, const T* in, int64_t in_stride,
+                                   int64_t count) {
   if constexpr (requires(Destination d) { d.bits; }) {
     if (stride == 1 && in_stride == 1) {
       convert(in, out, count);
     } else {
-      for (int64_t i = 0; i < count; ++i) out[i * stride] = from_float<Destination>(float(in[i * in_stride]));
+      for (int64_t i = 0; i < count; ++i)
+        out[i * stride] = from_float<Destination>(float(in[i * in_stride]));
     }
   } else {
     for (int64_t i = 0; i < count; ++i) out[i * stride] = Destination(in[i * in_stride]);
@@ -63,8 +70,8 @@ FASTLOSS_INLINE void store_strided(Destination* out, int64_t stride, const T* in
 }
 
 template <class T>
-inline void store_strided(const Output& out, int64_t offset, int64_t stride, const T* in, int64_t in_stride,
-                          int64_t count) {
+inline void store_strided(const Output& out, int64_t offset, int64_t stride, const T* in,
+                          int64_t in_stride, int64_t count) {
   const auto to = [&](auto* typed) { store_strided(typed + offset, stride, in, in_stride, count); };
   switch (out.dtype) {
     case DType::kFloat16:
@@ -78,10 +85,12 @@ inline void store_strided(const Output& out, int64_t offset, int64_t stride, con
   }
 }
 
-// Calls visit(position, offsets, length) for each stretch of [begin, end) in which only dimension 0 moves: `position`
-// counts from begin, offsets[k] is the element of operand k the stretch starts at.
+// Calls visit(position, offsets, length) for each stretch of [begin, end) in which only dimension 0
+// moves: `position` counts from begin, offsets[k] is the element of operand k the stretch starts
+// at.
 template <class Visit>
-FASTLOSS_INLINE void for_each_run(const Layout& layout, int64_t begin, int64_t end, const Visit& visit) {
+FASTLOSS_INLINE void for_each_run(const Layout& layout, int64_t begin, int64_t end,
+                                  const Visit& visit) {
   int64_t index[kMaxDims] = {};
   int64_t offsets[kMaxOperands] = {};
   int64_t rest = begin;
@@ -110,11 +119,13 @@ FASTLOSS_INLINE void for_each_run(const Layout& layout, int64_t begin, int64_t e
   }
 }
 
-// Splits [0, count) into chunks whose number and borders depend on count alone, so that sums are the same whatever
-// the threads do, runs chunk(begin, end) on each and returns the sum of what they return, in order.
+// Splits [0, count) into chunks whose number and borders depend on count alone, so that sums are
+// the same whatever the threads do, runs chunk(begin, end) on each and returns the sum of what they
+// return, in order.
 constexpr int64_t kMaxChunks = 1024;
 template <class Chunk>
-inline double sum_over_chunks(const Execution& execution, int64_t count, int64_t smallest_chunk, const Chunk& chunk) {
+inline double sum_over_chunks(const Execution& execution, int64_t count, int64_t smallest_chunk,
+                              const Chunk& chunk) {
   int64_t size = (count + kMaxChunks - 1) / kMaxChunks;
   size = (size + smallest_chunk - 1) / smallest_chunk * smallest_chunk;
   const int64_t chunks = (count + size - 1) / size;

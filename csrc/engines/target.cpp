@@ -13,6 +13,12 @@ constexpr bool kNeedsWorkspace = true;
 #else
 constexpr bool kNeedsWorkspace = false;
 #endif
-const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET), kNeedsWorkspace, pointwise, box_pair, box_matrix, box_crowd, scale};
+const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
+                       kNeedsWorkspace,
+                       pointwise,
+                       box_pair,
+                       box_matrix,
+                       box_crowd,
+                       scale};
 
 }  // namespace fastloss::FASTLOSS_TARGET

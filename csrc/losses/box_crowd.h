@@ -5,16 +5,16 @@
 
 namespace fastloss::FASTLOSS_TARGET {
 
-// Attraction to the own target, repulsion from the foreign target it overlaps most, and from boxes of other targets.
-// Wang et al. 2018, Repulsion Loss, arXiv 1711.07752.
+// Attraction to the own target, repulsion from the foreign target it overlaps most, and from boxes
+// of other targets. Wang et al. 2018, Repulsion Loss, arXiv 1711.07752.
 struct RepulsionLoss {
   static constexpr const char* kName = "repulsion_loss";
   static constexpr int kParameters = 4;  // sigma_gt, sigma_box, alpha, beta
 
   template <class B1, class B2>
   static FASTLOSS_INLINE auto attraction(const B1& box, const B2& target) {
-    return smooth_l1(box.x1 - target.x1) + smooth_l1(box.y1 - target.y1) + smooth_l1(box.x2 - target.x2) +
-           smooth_l1(box.y2 - target.y2);
+    return smooth_l1(box.x1 - target.x1) + smooth_l1(box.y1 - target.y1) +
+           smooth_l1(box.x2 - target.x2) + smooth_l1(box.y2 - target.y2);
   }
 
   // How strongly a foreign target competes: the one with the largest IoU repels.
@@ -23,10 +23,13 @@ struct RepulsionLoss {
     return overlap(box, target).iou(epsilon<B1>());
   }
 
-  // From the foreign target, by intersection over the target's area: growing the box does not escape it.
+  // From the foreign target, by intersection over the target's area: growing the box does not
+  // escape it.
   template <class B1, class B2, class T>
-  static FASTLOSS_INLINE auto target_repulsion(const B1& box, const B2& target, const T* parameter) {
-    return smooth_ln(overlap(box, target).intersection / (target.area() + epsilon<B1>()), parameter[0]);
+  static FASTLOSS_INLINE auto target_repulsion(const B1& box, const B2& target,
+                                               const T* parameter) {
+    return smooth_ln(overlap(box, target).intersection / (target.area() + epsilon<B1>()),
+                     parameter[0]);
   }
 
   template <class B1, class B2, class T>

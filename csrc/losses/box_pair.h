@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The box-regression losses: pure formulas over two boxes, written once for every number type.
 //
-// b1 is the prediction, b2 the target, both xyxy; `parameter` holds the float arguments of the Python function in the
-// order of its signature. Boxes may be degenerate (zero area, inverted, identical, disjoint): wherever a quotient could
-// be 0/0 the guard stands beside it, so that finite boxes give a finite loss and a finite gradient.
+// b1 is the prediction, b2 the target, both xyxy; `parameter` holds the float arguments of the
+// Python function in the order of its signature. Boxes may be degenerate (zero area, inverted,
+// identical, disjoint): wherever a quotient could be 0/0 the guard stands beside it, so that finite
+// boxes give a finite loss and a finite gradient.
 #pragma once
 #include "core/special.h"
 #include "losses/list.h"
@@ -28,8 +29,9 @@ struct Overlap {
   Intersection intersection;
   Union union_area;
 
-  // Where the boxes do not overlap the IoU is 0 with gradient 0, whatever the areas are: inverted boxes have areas of
-  // any sign, and only boxes that overlap are known to have a positive union. A NaN coordinate shows in the union.
+  // Where the boxes do not overlap the IoU is 0 with gradient 0, whatever the areas are: inverted
+  // boxes have areas of any sign, and only boxes that overlap are known to have a positive union. A
+  // NaN coordinate shows in the union.
   template <class T>
   FASTLOSS_INLINE auto iou(T eps) const {
     using V = value_type<Intersection>;
@@ -38,13 +40,15 @@ struct Overlap {
   }
 };
 
-// Boxes that only touch do not overlap (torchvision's strict comparison): their IoU has no gradient.
+// Boxes that only touch do not overlap (torchvision's strict comparison): their IoU has no
+// gradient.
 template <class B1, class B2>
 FASTLOSS_INLINE auto overlap(const B1& b1, const B2& b2) {
   const auto width = min(b1.x2, b2.x2) - max(b1.x1, b2.x1);
   const auto height = min(b1.y2, b2.y2) - max(b1.y1, b2.y1);
   using V = value_type<decltype(width)>;
-  const auto intersection = select((detach(width) > V(0)) & (detach(height) > V(0)), width * height, V(0));
+  const auto intersection =
+      select((detach(width) > V(0)) & (detach(height) > V(0)), width * height, V(0));
   const auto union_area = b1.area() + b2.area() - intersection;
   return Overlap<decltype(intersection), decltype(union_area)>{intersection, union_area};
 }
@@ -83,7 +87,8 @@ FASTLOSS_INLINE auto aspect_weight(const IoU& iou, const Aspect& v, T eps) {
   return detach(v) / (max(V(1) - detach(iou), V(0)) + detach(v) + eps);
 }
 
-// atan(w / h) with its exact gradient (h·dw − w·dh) / (w² + h²): finite for a flat box, and 0 for a point.
+// atan(w / h) with its exact gradient (h·dw − w·dh) / (w² + h²): finite for a flat box, and 0 for a
+// point.
 template <class Width, class Height>
 FASTLOSS_INLINE auto aspect_angle(const Width& width, const Height& height) {
   using V = value_type<Width>;
@@ -95,7 +100,8 @@ FASTLOSS_INLINE auto aspect_angle(const Width& width, const Height& height) {
     const V norm = w * w + h * h;
     const auto known = norm >= V(smallest_normal<scalar_of<V>>);
     const V inverse = V(1) / select(known, norm, V(1));
-    return chain(width, height, angle, select(known, h * inverse, zero), select(known, -w * inverse, zero));
+    return chain(width, height, angle, select(known, h * inverse, zero),
+                 select(known, -w * inverse, zero));
   } else {
     return angle;
   }
@@ -144,8 +150,8 @@ struct CompleteBoxIoU {
     const T eps = parameter[0], aspect_threshold = parameter[1];
     constexpr T kFourOverPi2 = T(0.405284734569351085775517852838911);
     const auto iou = overlap(b1, b2).iou(eps);
-    const auto v = kFourOverPi2 *
-                   square(aspect_angle(b2.width(), b2.height()) - aspect_angle(b1.width(), b1.height()));
+    const auto v = kFourOverPi2 * square(aspect_angle(b2.width(), b2.height()) -
+                                         aspect_angle(b1.width(), b1.height()));
     using V = value_type<decltype(iou)>;
     V alpha = aspect_weight(iou, v, eps);
     if (aspect_threshold > T(0)) alpha = select(detach(iou) > V(aspect_threshold), alpha, V(0));
@@ -160,7 +166,8 @@ struct EfficientBoxIoU {
   template <class IoU, class B1, class B2, class T>
   static FASTLOSS_INLINE auto from_iou(const IoU& iou, const B1& b1, const B2& b2, T eps) {
     const auto around = enclosing(b1, b2);
-    return distance_iou(iou, b1, b2, eps) - square(b1.width() - b2.width()) / (square(around.width) + eps) -
+    return distance_iou(iou, b1, b2, eps) -
+           square(b1.width() - b2.width()) / (square(around.width) + eps) -
            square(b1.height() - b2.height()) / (square(around.height) + eps);
   }
   template <class B1, class B2, class T>
@@ -169,7 +176,8 @@ struct EfficientBoxIoU {
   }
 };
 
-// IoU − (Δ + Ω)/2: angle, distance and shape cost. Gevorgyan 2022, arXiv 2205.12740, in the paper's sign.
+// IoU − (Δ + Ω)/2: angle, distance and shape cost. Gevorgyan 2022, arXiv 2205.12740, in the paper's
+// sign.
 struct ScyllaBoxIoU {
   static constexpr const char* kName = "siou";
   static constexpr int kParameters = 2;  // eps, theta
@@ -180,14 +188,16 @@ struct ScyllaBoxIoU {
     const auto dy = b1.center_y() - b2.center_y();
     const auto dx2 = square(dx);
     const auto dy2 = square(dy);
-    // sin(2α) = 2·sin α·cos α of the angle between the centres: no arcsine, and smooth where the centres meet.
+    // sin(2α) = 2·sin α·cos α of the angle between the centres: no arcsine, and smooth where the
+    // centres meet.
     const auto angle_cost = T(2) * abs(dx) * abs(dy) / (dx2 + dy2 + eps);
     const auto decay = T(2) - angle_cost;
     const auto around = enclosing(b1, b2);
     const auto distance_cost = T(2) - exp(-(decay * dx2 / (square(around.width) + eps))) -
                                exp(-(decay * dy2 / (square(around.height) + eps)));
-    const auto shape_cost = power(T(1) - exp(-relative_difference(b1.width(), b2.width(), eps)), theta) +
-                            power(T(1) - exp(-relative_difference(b1.height(), b2.height(), eps)), theta);
+    const auto shape_cost =
+        power(T(1) - exp(-relative_difference(b1.width(), b2.width(), eps)), theta) +
+        power(T(1) - exp(-relative_difference(b1.height(), b2.height(), eps)), theta);
     return overlap(b1, b2).iou(eps) - T(0.5) * (distance_cost + shape_cost);
   }
 
@@ -216,8 +226,8 @@ struct NormalizedWasserstein {
   }
 };
 
-using BoxSimilarities = List<BoxIoU, GeneralizedBoxIoU, DistanceBoxIoU, CompleteBoxIoU, EfficientBoxIoU, ScyllaBoxIoU,
-                             NormalizedWasserstein>;
+using BoxSimilarities = List<BoxIoU, GeneralizedBoxIoU, DistanceBoxIoU, CompleteBoxIoU,
+                             EfficientBoxIoU, ScyllaBoxIoU, NormalizedWasserstein>;
 
 // The loss of a similarity is 1 − similarity.
 template <class Similarity>
@@ -360,7 +370,8 @@ struct NormalizedWassersteinLossLog : WassersteinDistanceLoss<NormalizedWasserst
     return log1p(distance2);
   }
 };
-struct NormalizedWassersteinLossSquared : WassersteinDistanceLoss<NormalizedWassersteinLossSquared> {
+struct NormalizedWassersteinLossSquared
+    : WassersteinDistanceLoss<NormalizedWassersteinLossSquared> {
   static constexpr const char* kName = "normalized_wasserstein_loss/w2";
   template <class X>
   static FASTLOSS_INLINE auto of(const X& distance2) {
@@ -368,10 +379,10 @@ struct NormalizedWassersteinLossSquared : WassersteinDistanceLoss<NormalizedWass
   }
 };
 
-using BoxPairLosses =
-    List<BoxIoULossLinear, BoxIoULossSquare, BoxIoULossLog, GeneralizedBoxIoULoss, DistanceBoxIoULoss,
-         CompleteBoxIoULoss, EfficientBoxIoULoss, ScyllaBoxIoULoss, WiseBoxIoULoss, SigmoidAspectBoxIoULoss,
-         NormalizedWassersteinLossExp, NormalizedWassersteinLossSqrt, NormalizedWassersteinLossLog,
-         NormalizedWassersteinLossSquared>;
+using BoxPairLosses = List<BoxIoULossLinear, BoxIoULossSquare, BoxIoULossLog, GeneralizedBoxIoULoss,
+                           DistanceBoxIoULoss, CompleteBoxIoULoss, EfficientBoxIoULoss,
+                           ScyllaBoxIoULoss, WiseBoxIoULoss, SigmoidAspectBoxIoULoss,
+                           NormalizedWassersteinLossExp, NormalizedWassersteinLossSqrt,
+                           NormalizedWassersteinLossLog, NormalizedWassersteinLossSquared>;
 
 }  // namespace fastloss::FASTLOSS_TARGET

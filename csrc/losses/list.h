@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The formulas of one engine: a list of types, from which every backend builds its tables in the same order.
+// The formulas of one engine: a list of types, from which every backend builds its tables in the
+// same order.
 #pragma once
 #include "core/macros.h"
 #include "engines/backend.h"
@@ -13,7 +14,8 @@ struct List {
   template <class Formula>
   static constexpr LossInfo info() {
     int device_parameter = -1;
-    if constexpr (requires { Formula::kDeviceParameter; }) device_parameter = Formula::kDeviceParameter;
+    if constexpr (requires { Formula::kDeviceParameter; })
+      device_parameter = Formula::kDeviceParameter;
     bool weighted_mean = true;
     if constexpr (requires { Formula::kWeightedMean; }) weighted_mean = Formula::kWeightedMean;
     bool class_targets = false;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The Python module fastloss._C. Its functions call the operators of ops.cpp: pybind11 is the short way in for eager
-// calls (torch.ops would parse the arguments against the schema), torch.ops.fastloss the one that tracing understands.
+// The Python module fastloss._C. Its functions call the operators of ops.cpp: pybind11 is the short
+// way in for eager calls (torch.ops would parse the arguments against the schema),
+// torch.ops.fastloss the one that tracing understands.
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -21,10 +22,11 @@ using Numbers = c10::SmallVector<double, kMaxParameters>;
 
 std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
-// A wrong type is an error of ours, with the names the caller knows, not pybind11's list of overloads.
+// A wrong type is an error of ours, with the names the caller knows, not pybind11's list of
+// overloads.
 Tensor tensor(std::string_view loss, const char* argument, py::handle object) {
-  TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), public_name(loss), ": ", argument, " must be a Tensor, got ",
-                   type_name(object));
+  TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), public_name(loss), ": ", argument,
+                   " must be a Tensor, got ", type_name(object));
   return THPVariable_Unpack(object.ptr());
 }
 
@@ -34,8 +36,8 @@ OptionalTensor optional_tensor(std::string_view loss, const char* argument, py::
 }
 
 std::string_view string(std::string_view loss, const char* argument, py::handle object) {
-  TORCH_CHECK_TYPE(PyUnicode_Check(object.ptr()), public_name(loss), ": ", argument, " must be a str, got ",
-                   type_name(object));
+  TORCH_CHECK_TYPE(PyUnicode_Check(object.ptr()), public_name(loss), ": ", argument,
+                   " must be a str, got ", type_name(object));
   Py_ssize_t size = 0;
   const char* text = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
   if (text == nullptr) throw py::error_already_set();
@@ -46,7 +48,8 @@ double number(std::string_view loss, const char* argument, py::handle object) {
   const double value = PyFloat_AsDouble(object.ptr());
   if (value == -1.0 && PyErr_Occurred() != nullptr) {
     PyErr_Clear();
-    TORCH_CHECK_TYPE(false, public_name(loss), ": ", argument, " must be a number, got ", type_name(object));
+    TORCH_CHECK_TYPE(false, public_name(loss), ": ", argument, " must be a number, got ",
+                     type_name(object));
   }
   return value;
 }
@@ -68,11 +71,13 @@ struct Names {
   const char *first, *second, *extra;
 };
 
-Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names& names, std::string_view loss,
-                 py::handle first, py::handle second, const py::tuple& parameters, py::handle extra, py::handle weight,
+Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names& names,
+                 std::string_view loss, py::handle first, py::handle second,
+                 const py::tuple& parameters, py::handle extra, py::handle weight,
                  py::handle reduction, py::handle avg) {
   const Tensor a = tensor(loss, names.first, first), b = tensor(loss, names.second, second);
-  const OptionalTensor c = optional_tensor(loss, names.extra, extra), w = optional_tensor(loss, "weight", weight);
+  const OptionalTensor c = optional_tensor(loss, names.extra, extra),
+                       w = optional_tensor(loss, "weight", weight);
   const Numbers p = numbers(loss, parameters);
   const std::string_view r = string(loss, "reduction", reduction);
   const auto [avg_tensor, avg_number] = avg_factor(loss, avg);
@@ -80,21 +85,24 @@ Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names&
   return op.call(loss, a, b, p, c, w, r, avg_tensor, avg_number);
 }
 
-Tensor pointwise(std::string_view loss, py::handle input, py::handle target, const py::tuple& parameters,
-                 py::handle pos_weight, py::handle weight, py::handle reduction, py::handle avg_factor) {
+Tensor pointwise(std::string_view loss, py::handle input, py::handle target,
+                 const py::tuple& parameters, py::handle pos_weight, py::handle weight,
+                 py::handle reduction, py::handle avg_factor) {
   static const auto op = find_operator<LossSignature>("fastloss::pointwise");
-  return call_loss(op, {"input", "target", "pos_weight"}, loss, input, target, parameters, pos_weight, weight,
-                   reduction, avg_factor);
+  return call_loss(op, {"input", "target", "pos_weight"}, loss, input, target, parameters,
+                   pos_weight, weight, reduction, avg_factor);
 }
 
-Tensor box_pair(std::string_view loss, py::handle boxes1, py::handle boxes2, const py::tuple& parameters,
-                py::handle device_parameter, py::handle weight, py::handle reduction, py::handle avg_factor) {
+Tensor box_pair(std::string_view loss, py::handle boxes1, py::handle boxes2,
+                const py::tuple& parameters, py::handle device_parameter, py::handle weight,
+                py::handle reduction, py::handle avg_factor) {
   static const auto op = find_operator<LossSignature>("fastloss::box_pair");
-  return call_loss(op, {"boxes1", "boxes2", "iou_mean"}, loss, boxes1, boxes2, parameters, device_parameter, weight,
-                   reduction, avg_factor);
+  return call_loss(op, {"boxes1", "boxes2", "iou_mean"}, loss, boxes1, boxes2, parameters,
+                   device_parameter, weight, reduction, avg_factor);
 }
 
-Tensor box_matrix(py::handle kind, py::handle boxes1, py::handle boxes2, const py::tuple& parameters) {
+Tensor box_matrix(py::handle kind, py::handle boxes1, py::handle boxes2,
+                  const py::tuple& parameters) {
   static const auto op = find_operator<MatrixSignature>("fastloss::box_matrix");
   constexpr const char* kName = "pairwise_box_iou";
   const std::string_view k = string(kName, "kind", kind);
@@ -104,14 +112,15 @@ Tensor box_matrix(py::handle kind, py::handle boxes1, py::handle boxes2, const p
   return op.call(k, a, b, p);
 }
 
-Tensor box_crowd(std::string_view loss, py::handle boxes, py::handle target_boxes, py::handle target_index,
-                 py::handle batch_index, py::handle target_batch_index, const py::tuple& parameters,
-                 py::handle reduction) {
+Tensor box_crowd(std::string_view loss, py::handle boxes, py::handle target_boxes,
+                 py::handle target_index, py::handle batch_index, py::handle target_batch_index,
+                 const py::tuple& parameters, py::handle reduction) {
   static const auto op = find_operator<CrowdSignature>("fastloss::box_crowd");
   const Tensor a = tensor(loss, "boxes", boxes), b = tensor(loss, "target_boxes", target_boxes),
                i = tensor(loss, "target_index", target_index);
   const OptionalTensor batch = optional_tensor(loss, "batch_index", batch_index),
-                       target_batch = optional_tensor(loss, "target_batch_index", target_batch_index);
+                       target_batch =
+                           optional_tensor(loss, "target_batch_index", target_batch_index);
   const Numbers p = numbers(loss, parameters);
   const std::string_view r = string(loss, "reduction", reduction);
   const py::gil_scoped_release no_gil;

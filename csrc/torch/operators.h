@@ -18,26 +18,29 @@ using Parameters = at::ArrayRef<double>;
 using Needs = std::array<bool, 2>;  // which gradients are wanted
 
 // loss, first, second, parameters, extra, weight, reduction, avg_factor, avg_number
-using LossSignature = Tensor(std::string_view, const Tensor&, const Tensor&, Parameters, const OptionalTensor&,
-                             const OptionalTensor&, std::string_view, const OptionalTensor&, OptionalNumber);
-using LossForwardSignature = std::tuple<Tensor, Tensor, Tensor>(std::string_view, const Tensor&, const Tensor&,
-                                                                Parameters, const OptionalTensor&,
-                                                                const OptionalTensor&, std::string_view,
-                                                                const OptionalTensor&, OptionalNumber, Needs);
+using LossSignature = Tensor(std::string_view, const Tensor&, const Tensor&, Parameters,
+                             const OptionalTensor&, const OptionalTensor&, std::string_view,
+                             const OptionalTensor&, OptionalNumber);
+using LossForwardSignature = std::tuple<Tensor, Tensor, Tensor>(
+    std::string_view, const Tensor&, const Tensor&, Parameters, const OptionalTensor&,
+    const OptionalTensor&, std::string_view, const OptionalTensor&, OptionalNumber, Needs);
 
 // kind, boxes1, boxes2, parameters
 using MatrixSignature = Tensor(std::string_view, const Tensor&, const Tensor&, Parameters);
 // kind, upstream, boxes1, boxes2, parameters, needs
-using MatrixBackwardSignature = std::tuple<Tensor, Tensor>(std::string_view, const Tensor&, const Tensor&,
-                                                           const Tensor&, Parameters, Needs);
+using MatrixBackwardSignature = std::tuple<Tensor, Tensor>(std::string_view, const Tensor&,
+                                                           const Tensor&, const Tensor&, Parameters,
+                                                           Needs);
 
 // loss, boxes, target_boxes, target_index, batch_index, target_batch_index, parameters, reduction
-using CrowdSignature = Tensor(std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                              const OptionalTensor&, Parameters, std::string_view);
-// the same, upstream, needs_gradient. With `upstream`, the gradient is that of the unreduced loss weighted by it.
-using CrowdForwardSignature = std::tuple<Tensor, Tensor>(std::string_view, const Tensor&, const Tensor&, const Tensor&,
-                                                         const OptionalTensor&, const OptionalTensor&, Parameters,
-                                                         std::string_view, const OptionalTensor&, bool);
+using CrowdSignature = Tensor(std::string_view, const Tensor&, const Tensor&, const Tensor&,
+                              const OptionalTensor&, const OptionalTensor&, Parameters,
+                              std::string_view);
+// the same, upstream, needs_gradient. With `upstream`, the gradient is that of the unreduced loss
+// weighted by it.
+using CrowdForwardSignature = std::tuple<Tensor, Tensor>(
+    std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+    const OptionalTensor&, Parameters, std::string_view, const OptionalTensor&, bool);
 
 using ScaleSignature = void(Tensor&, const Tensor&);
 

@@ -47,17 +47,22 @@ inline DType dtype_of(const Tensor& tensor) {
 
 inline Input input_of(const Tensor& tensor) { return {tensor.const_data_ptr(), dtype_of(tensor)}; }
 inline Input input_of(const OptionalTensor& tensor) { return tensor ? input_of(*tensor) : Input{}; }
-inline Output output_of(const Tensor& tensor) { return {tensor.mutable_data_ptr(), dtype_of(tensor)}; }
+inline Output output_of(const Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), dtype_of(tensor)};
+}
 
 // The dtype of the arithmetic and of the loss: float32, or float64 where an input has it.
 inline at::ScalarType accumulate_type(const Tensor& first, const Tensor& second) {
-  return first.scalar_type() == at::kDouble || second.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return first.scalar_type() == at::kDouble || second.scalar_type() == at::kDouble ? at::kDouble
+                                                                                   : at::kFloat;
 }
 
-// Fresh memory for a gradient. Large blocks are mapped afresh at every step, and faulting them in by pages of 4 KiB
-// costs more than the loss itself: ask for huge pages. Small ones come from malloc's own lists, already mapped.
+// Fresh memory for a gradient. Large blocks are mapped afresh at every step, and faulting them in
+// by pages of 4 KiB costs more than the loss itself: ask for huge pages. Small ones come from
+// malloc's own lists, already mapped.
 inline Tensor empty_gradient(const Tensor& like, bool contiguous) {
-  Tensor gradient = contiguous ? at::empty_symint(like.sym_sizes(), like.options()) : at::empty_like(like);
+  Tensor gradient =
+      contiguous ? at::empty_symint(like.sym_sizes(), like.options()) : at::empty_like(like);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr size_t kMappedBytes = size_t{32} << 20;  // glibc's largest threshold for mmap
   if (gradient.is_cpu() && gradient.has_storage() && gradient.storage().nbytes() > kMappedBytes) {
@@ -65,7 +70,8 @@ inline Tensor empty_gradient(const Tensor& like, bool contiguous) {
     const auto begin = reinterpret_cast<uintptr_t>(gradient.mutable_data_ptr());
     const uintptr_t aligned = (begin + page - 1) / page * page;
     const uintptr_t end = (begin + gradient.storage().nbytes()) / page * page;
-    madvise(reinterpret_cast<void*>(aligned), end - aligned, MADV_HUGEPAGE);  // advice: a refusal is no error
+    madvise(reinterpret_cast<void*>(aligned), end - aligned,
+            MADV_HUGEPAGE);  // advice: a refusal is no error
   }
 #endif
   return gradient;
@@ -75,13 +81,14 @@ inline Tensor empty_gradient(const Tensor& like, bool contiguous) {
 inline Tensor no_gradient(const Tensor& like) { return at::empty({0}, like.options()); }
 
 // The tensors of one engine call in the order of its operands; null for absent ones.
-inline bool try_layout(Layout& layout, at::IntArrayRef sizes, at::ArrayRef<const Tensor*> operands, bool keep_order) {
+inline bool try_layout(Layout& layout, at::IntArrayRef sizes, at::ArrayRef<const Tensor*> operands,
+                       bool keep_order) {
   const int64_t* strides[kMaxOperands] = {};
   for (size_t k = 0; k < operands.size(); ++k) {
     if (operands[k] != nullptr) strides[k] = operands[k]->strides().data();
   }
-  return make_layout(layout, static_cast<int>(sizes.size()), sizes.data(), static_cast<int>(operands.size()), strides,
-                     keep_order);
+  return make_layout(layout, static_cast<int>(sizes.size()), sizes.data(),
+                     static_cast<int>(operands.size()), strides, keep_order);
 }
 
 inline void run_on_torch_threads(int64_t tasks, void (*task)(void*, int64_t), void* context) {
@@ -90,8 +97,8 @@ inline void run_on_torch_threads(int64_t tasks, void (*task)(void*, int64_t), vo
   });
 }
 
-// The backend for a device and the means to run on it: keeps the device guard and the workspace while a kernel is
-// launched.
+// The backend for a device and the means to run on it: keeps the device guard and the workspace
+// while a kernel is launched.
 class Launch {
  public:
   explicit Launch(const Tensor& tensor) : guard_(tensor.device()) {

@@ -2,9 +2,10 @@
 """torchvision: the box losses and the focal loss of ``torchvision.ops``.
 
 Signatures, defaults, reductions, dtypes, errors and empty inputs are torchvision's. Calls that the
-kernels do not take (other shapes, integers, tensor subclasses, TorchScript, ``torch.jit.trace``)
-run torchvision's own code. What differs: losses and gradients are finite where torchvision's are
-NaN (boxes of zero area), and half-precision focal losses are computed in float32.
+kernels do not take run torchvision's own code: shapes that differ, integers, tensor subclasses,
+``torch.jit.script`` and ``torch.jit.trace``, a focal loss without focus (gamma 0), a CIoU loss with
+an eps of the caller's. What differs from torchvision: losses and gradients are finite where its own
+are NaN (boxes of zero area), and half-precision focal losses are computed in float32.
 """
 
 from __future__ import annotations
@@ -63,16 +64,14 @@ def _focal_loss(original: Function) -> Function:
             and isinstance(alpha, (float, int))
             and (0 <= alpha <= 1 or alpha == -1)
             and isinstance(gamma, (float, int))
-            and gamma >= 0
+            and gamma > 0  # with 0 it promises not to exceed torch's cross-entropy by one bit
         )
         if not fits:
             return original(inputs, targets, alpha, gamma, reduction)
         loss = functional.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
-        return (
-            loss
-            if _autocasts(inputs)
-            else loss.to(torch.promote_types(inputs.dtype, targets.dtype))
-        )
+        if not _autocasts(inputs):
+            loss = loss.to(torch.promote_types(inputs.dtype, targets.dtype))
+        return loss
 
     return _scripted_as(original, stand_in)
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Unit test of csrc/core: vector mathematics against the C library in higher precision, lanes, masks, half precision,
-// and dual numbers against finite differences. One line per check; exit status 1 if any fails.
+// Unit test of csrc/core: vector mathematics against the C library in higher precision, lanes,
+// masks, half precision, and dual numbers against finite differences. One line per check; exit
+// status 1 if any fails.
 //
-// The `checksum` lines hash every result of a sweep: builds for different instruction sets must print the same ones.
-// An argument sets the stride of the float32 sweep (1 visits all 2^32 numbers; the default takes a second or two per
-// function). `--time` prints the time per element of each function instead.
+// The `checksum` lines hash every result of a sweep: builds for different instruction sets must
+// print the same ones. An argument sets the stride of the float32 sweep (1 visits all 2^32 numbers;
+// the default takes a second or two per function). `--time` prints the time per element of each
+// function instead.
 #include <math.h>
 
 #include <chrono>
@@ -51,8 +53,12 @@ struct Checksum {
   uint64_t state = 0xcbf29ce484222325u;
   void add(uint64_t word) { state = (state ^ word) * 0x100000001b3u + (state >> 29); }
   void add(float x) { add(uint64_t{x != x ? 0x7fc00000u : __builtin_bit_cast(uint32_t, x)}); }
-  void add(double x) { add(x != x ? uint64_t{0x7ff8000000000000u} : __builtin_bit_cast(uint64_t, x)); }
-  void print(const std::string& name) const { std::printf("checksum %s %016" PRIx64 "\n", name.c_str(), state); }
+  void add(double x) {
+    add(x != x ? uint64_t{0x7ff8000000000000u} : __builtin_bit_cast(uint64_t, x));
+  }
+  void print(const std::string& name) const {
+    std::printf("checksum %s %016" PRIx64 "\n", name.c_str(), state);
+  }
 };
 
 struct Random {
@@ -63,7 +69,9 @@ struct Random {
     state ^= state >> 27;
     return state * 0x2545f4914f6cdd1du;
   }
-  double uniform(double low, double high) { return low + (high - low) * double(next() >> 11) * 0x1p-53; }
+  double uniform(double low, double high) {
+    return low + (high - low) * double(next() >> 11) * 0x1p-53;
+  }
 };
 
 // ---- elementary functions ----
@@ -153,7 +161,8 @@ struct Wider<double> {
   using type = long double;
 };
 
-// The error in units of the last place of the exact result; infinite where one is NaN, or of the wrong sign.
+// The error in units of the last place of the exact result; infinite where one is NaN, or of the
+// wrong sign.
 template <class T>
 double ulps(T got, typename Wider<T>::type exact) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -163,14 +172,16 @@ double ulps(T got, typename Wider<T>::type exact) {
   if (isinf(got) || isinf(rounded)) {
     if (got == rounded) return 0.0;
     // One of them just overflowed: inf counts as the number after the largest.
-    const auto next_power = scalbn(typename Wider<T>::type(1), std::numeric_limits<T>::max_exponent);
+    const auto next_power =
+        scalbn(typename Wider<T>::type(1), std::numeric_limits<T>::max_exponent);
     const auto finite = isinf(got) ? fabs(exact) : fabs(typename Wider<T>::type(got));
     return double((next_power - finite) / scalbn(next_power, -std::numeric_limits<T>::digits));
   }
   int exponent;
   frexp(exact, &exponent);
   const int lowest = std::numeric_limits<T>::min_exponent;
-  const int unit = (exact == 0 || exponent < lowest ? lowest : exponent) - std::numeric_limits<T>::digits;
+  const int unit =
+      (exact == 0 || exponent < lowest ? lowest : exponent) - std::numeric_limits<T>::digits;
   return double(scalbn(fabs(typename Wider<T>::type(got) - exact), -unit));
 }
 
@@ -197,8 +208,9 @@ struct Sweep {
 
   void finish(const char* name, double tolerance) const {
     checksum.print(std::string(name) + "_" + type_name<T>);
-    report(worst <= tolerance, std::string(name) + " " + type_name<T> + ": " + number(worst) + " ulp at " +
-                                   number(double(worst_at)) + ", at most " + number(tolerance));
+    report(worst <= tolerance, std::string(name) + " " + type_name<T> + ": " + number(worst) +
+                                   " ulp at " + number(double(worst_at)) + ", at most " +
+                                   number(tolerance));
   }
 };
 
@@ -279,11 +291,13 @@ void check_special_values() {
       const bool exact_value = isinf(exact) || exact != exact || exact == T(0);
       if (exact_value ? !same(out[lane], exact) : ulps(out[lane], exact) > 2.0) {
         passed = false;
-        std::printf("     %s(%g) gave %g, not %g\n", Function::kName, double(x), double(out[lane]), double(exact));
+        std::printf("     %s(%g) gave %g, not %g\n", Function::kName, double(x), double(out[lane]),
+                    double(exact));
       }
     }
   }
-  report(passed, std::string(Function::kName) + " " + type_name<T> + ": special values, lanes apart");
+  report(passed,
+         std::string(Function::kName) + " " + type_name<T> + ": special values, lanes apart");
 }
 
 // What a formula relies on where a result is used as a probability, an angle or a factor.
@@ -292,8 +306,8 @@ void check_bounds() {
   bool passed = true;
   for (uint64_t bits = 0; bits <= 0x7f800000u; bits += 257) {
     const float x = __builtin_bit_cast(float, static_cast<uint32_t>(bits));
-    passed = passed && tanh(V(x))[0] <= 1.0f && atan(V(x))[0] <= 1.57079637f && exp(V(-x))[0] <= 1.0f &&
-             exp(V(-x))[0] >= 0.0f && log1p(V(x))[0] >= 0.0f;
+    passed = passed && tanh(V(x))[0] <= 1.0f && atan(V(x))[0] <= 1.57079637f &&
+             exp(V(-x))[0] <= 1.0f && exp(V(-x))[0] >= 0.0f && log1p(V(x))[0] >= 0.0f;
   }
   report(passed, "bounds: tanh <= 1, atan <= pi/2, 0 <= exp(-x) <= 1, log1p >= 0");
 }
@@ -303,7 +317,8 @@ void check_bounds() {
 template <class T>
 void check_arithmetic() {
   using V = Vec<T>;
-  constexpr T kNaN = std::numeric_limits<T>::quiet_NaN(), kInfinity = std::numeric_limits<T>::infinity();
+  constexpr T kNaN = std::numeric_limits<T>::quiet_NaN(),
+              kInfinity = std::numeric_limits<T>::infinity();
   const T values[] = {T(0), T(-0.0), T(1.5), T(-2.25), kInfinity, -kInfinity, kNaN, T(3)};
   bool arithmetic = true, comparisons = true, extremes = true, masks = true;
   for (const T x : values) {
@@ -315,18 +330,20 @@ void check_arithmetic() {
       product *= b;
       quotient /= b;
       for (int i = 0; i < V::kLanes; ++i) {
-        arithmetic = arithmetic && same((a + b)[i], x + y) && same((a - b)[i], x - y) && same((a * b)[i], x * y) &&
-                     same((a / b)[i], x / y) && same((-a)[i], -x) && same((a + y)[i], x + y) &&
-                     same((x - b)[i], x - y) && same(sum[i], x + y) && same(difference[i], x - y) &&
-                     same(product[i], x * y) && same(quotient[i], x / y) && same(abs(a)[i], abs(x));
+        arithmetic = arithmetic && same((a + b)[i], x + y) && same((a - b)[i], x - y) &&
+                     same((a * b)[i], x * y) && same((a / b)[i], x / y) && same((-a)[i], -x) &&
+                     same((a + y)[i], x + y) && same((x - b)[i], x - y) && same(sum[i], x + y) &&
+                     same(difference[i], x - y) && same(product[i], x * y) &&
+                     same(quotient[i], x / y) && same(abs(a)[i], abs(x));
         const auto is = [&](Mask<T> mask) { return select(mask, T(1), T(0))[i] == T(1); };
-        comparisons = comparisons && is(a < b) == (x < y) && is(a <= b) == (x <= y) && is(a > b) == (x > y) &&
-                      is(a >= b) == (x >= y) && is(a == b) == (x == y) && is(a != b) == (x != y) &&
-                      is(is_nan(a)) == (x != x);
+        comparisons = comparisons && is(a < b) == (x < y) && is(a <= b) == (x <= y) &&
+                      is(a > b) == (x > y) && is(a >= b) == (x >= y) && is(a == b) == (x == y) &&
+                      is(a != b) == (x != y) && is(is_nan(a)) == (x != x);
         masks = masks && is((a < b) & (a < T(1))) == (x < y && x < T(1)) &&
                 is((a < b) | (a < T(1))) == (x < y || x < T(1)) && is(!(a < b)) == !(x < y);
         extremes = extremes && same(min(a, b)[i], min(x, y)) && same(max(a, b)[i], max(x, y)) &&
-                   is_nan(min(x, y)) == (x != x || y != y) && is_nan(max(x, y)) == (x != x || y != y) &&
+                   is_nan(min(x, y)) == (x != x || y != y) &&
+                   is_nan(max(x, y)) == (x != x || y != y) &&
                    (min(x, y) <= max(x, y)) == !(x != x || y != y);
       }
     }
@@ -349,10 +366,12 @@ void check_arithmetic() {
   for (int i = 0; i < V::kLanes; ++i) lanes_in[i] = T(1 << i);
   report(V::load(lanes_in).sum() == T((1 << V::kLanes) - 1), "sum of all lanes " + type);
   report(same(nonzero(V(T(-0.0)), T(2))[0], T(2)) && same(nonzero(V(T(3)), T(2))[0], T(3)) &&
-             is_nan(nonzero(V(kNaN), T(2))[0]) && same(nonzero(T(0), T(2)), T(2)) && same(nonzero(T(3), T(2)), T(3)),
+             is_nan(nonzero(V(kNaN), T(2))[0]) && same(nonzero(T(0), T(2)), T(2)) &&
+             same(nonzero(T(3), T(2)), T(3)),
          "nonzero " + type);
   report(same(clamp_min(V(T(1)), T(2))[0], T(2)) && is_nan(clamp_min(V(kNaN), T(2))[0]) &&
-             same(clamp_min(T(1), T(2)), T(2)) && is_nan(clamp_min(kNaN, T(2))) && same(square(V(T(3)))[0], T(9)),
+             same(clamp_min(T(1), T(2)), T(2)) && is_nan(clamp_min(kNaN, T(2))) &&
+             same(square(V(T(3)))[0], T(9)),
          "clamp_min and square " + type);
 }
 
@@ -370,7 +389,8 @@ void check_memory() {
       load_transposed(memory + shift, a, b, c, d);
       for (int i = 0; i < V::kLanes; ++i) {
         const T first = T(4 * i + shift);
-        transposed = transposed && a[i] == first && b[i] == first + 1 && c[i] == first + 2 && d[i] == first + 3;
+        transposed = transposed && a[i] == first && b[i] == first + 1 && c[i] == first + 2 &&
+                     d[i] == first + 3;
       }
       store_transposed(target + shift, a, b, c, d, streaming);
       streaming_fence();
@@ -392,8 +412,10 @@ void check_memory() {
       }
     }
   }
-  report(plain, std::string("load, store and store_streaming ") + type_name<T> + ", every alignment");
-  report(transposed, std::string("load_transposed and store_transposed ") + type_name<T> + ", every alignment");
+  report(plain,
+         std::string("load, store and store_streaming ") + type_name<T> + ", every alignment");
+  report(transposed,
+         std::string("load_transposed and store_transposed ") + type_name<T> + ", every alignment");
 }
 
 // ---- half precision ----
@@ -403,9 +425,9 @@ double value_of(uint16_t bits, int mantissa_bits, int exponent_bits) {
   const int fraction = bits & ((1 << mantissa_bits) - 1);
   const int exponent = (bits >> mantissa_bits) & ((1 << exponent_bits) - 1);
   const int bias = (1 << (exponent_bits - 1)) - 1;
-  const double magnitude = exponent == 0
-                               ? scalbn(double(fraction), 1 - bias - mantissa_bits)
-                               : scalbn(double(fraction + (1 << mantissa_bits)), exponent - bias - mantissa_bits);
+  const double magnitude = exponent == 0 ? scalbn(double(fraction), 1 - bias - mantissa_bits)
+                                         : scalbn(double(fraction + (1 << mantissa_bits)),
+                                                  exponent - bias - mantissa_bits);
   return bits >> 15 ? -magnitude : magnitude;
 }
 
@@ -413,7 +435,8 @@ double value_of(uint16_t bits, int mantissa_bits, int exponent_bits) {
 class SlowRounding {
  public:
   SlowRounding(int mantissa_bits, int exponent_bits)
-      : infinity_(static_cast<uint16_t>(((1 << exponent_bits) - 1) << mantissa_bits)), values_(infinity_) {
+      : infinity_(static_cast<uint16_t>(((1 << exponent_bits) - 1) << mantissa_bits)),
+        values_(infinity_) {
     for (int bits = 0; bits < infinity_; ++bits) {
       values_[size_t(bits)] = value_of(static_cast<uint16_t>(bits), mantissa_bits, exponent_bits);
     }
@@ -475,14 +498,17 @@ void check_storage(const char* name, int mantissa_bits, int exponent_bits) {
     const double here = value_of(static_cast<uint16_t>(bits), mantissa_bits, exponent_bits);
     const double next = value_of(static_cast<uint16_t>(bits + 1), mantissa_bits, exponent_bits);
     add(float(here));
-    add(float(here + (next - here) / 2));  // halfway: exact in float, except beside the largest bfloat16
+    add(float(here +
+              (next - here) / 2));  // halfway: exact in float, except beside the largest bfloat16
   }
   for (uint64_t bits = 0; bits < (uint64_t{1} << 32); bits += 4099) {
     numbers.push_back(__builtin_bit_cast(float, static_cast<uint32_t>(bits)));
   }
-  numbers.insert(numbers.end(), {INFINITY, -INFINITY, 65504.0f, 65519.0f, 65520.0f, 1e30f,
-                                 std::numeric_limits<float>::max(), -std::numeric_limits<float>::max()});
-  while (numbers.size() % 64 != 7) numbers.push_back(NAN);  // an odd length: the loops' ends are checked too
+  numbers.insert(numbers.end(),
+                 {INFINITY, -INFINITY, 65504.0f, 65519.0f, 65520.0f, 1e30f,
+                  std::numeric_limits<float>::max(), -std::numeric_limits<float>::max()});
+  while (numbers.size() % 64 != 7)
+    numbers.push_back(NAN);  // an odd length: the loops' ends are checked too
 
   std::vector<Storage> narrow(numbers.size()), from_double(numbers.size());
   const std::vector<double> doubles(numbers.begin(), numbers.end());
@@ -498,18 +524,19 @@ void check_storage(const char* name, int mantissa_bits, int exponent_bits) {
     } else {
       rounding = rounding && narrow[i].bits == slow.of(x);
     }
-    scalar =
-        scalar && from_float<Storage>(x).bits == narrow[i].bits && (x != x || from_double[i].bits == narrow[i].bits);
+    scalar = scalar && from_float<Storage>(x).bits == narrow[i].bits &&
+             (x != x || from_double[i].bits == narrow[i].bits);
   }
-  report(rounding,
-         std::string(name) + " from float: nearest even, saturating, " + std::to_string(numbers.size()) + " numbers");
+  report(rounding, std::string(name) + " from float: nearest even, saturating, " +
+                       std::to_string(numbers.size()) + " numbers");
   report(scalar, std::string(name) + " from one float, and from double, gives the same");
   checksum.print(name);
 }
 
 // ---- dual numbers ----
 
-// Compares both partial derivatives of f at (x, y), by scalar and by vector duals, with central differences.
+// Compares both partial derivatives of f at (x, y), by scalar and by vector duals, with central
+// differences.
 template <class F>
 void check_dual(const char* name, const F& f) {
   constexpr unsigned kX = 1, kY = 4;  // not neighbours: the set of seeds is sparse
@@ -537,7 +564,8 @@ void check_dual(const char* name, const F& f) {
       }
     }
   }
-  report(worst < 1e-8, std::string("dual ") + name + ": " + number(worst) + " from finite differences");
+  report(worst < 1e-8,
+         std::string("dual ") + name + ": " + number(worst) + " from finite differences");
 }
 
 void check_duals() {
@@ -547,8 +575,12 @@ void check_duals() {
   check_dual("-a", [](auto x, auto y) { return -(x * y); });
   check_dual("a * b", [](auto x, auto y) { return x * y * 3.0; });
   check_dual("a / b", [](auto x, auto y) { return x / y + 2.0 / x + y / 3.0; });
-  check_dual("max", [](auto x, auto y) { return max(x, y) + max(x * y, 1.0 * x) + max(y, decltype(detach(y))(0.5)); });
-  check_dual("min", [](auto x, auto y) { return min(x, y) + min(x * y, 1.0 * x) + min(y, decltype(detach(y))(0.5)); });
+  check_dual("max", [](auto x, auto y) {
+    return max(x, y) + max(x * y, 1.0 * x) + max(y, decltype(detach(y))(0.5));
+  });
+  check_dual("min", [](auto x, auto y) {
+    return min(x, y) + min(x * y, 1.0 * x) + min(y, decltype(detach(y))(0.5));
+  });
   check_dual("select", [](auto x, auto y) { return select(x < y, x * y, x + y); });
   check_dual("clamp_min", [](auto x, auto y) { return clamp_min(x * y, 0.5) + clamp_min(x, 1.0); });
   check_dual("nonzero", [](auto x, auto y) { return nonzero(x * y, 0.5); });
@@ -562,12 +594,15 @@ void check_duals() {
   check_dual("tanh", [](auto x, auto y) { return tanh(x - y); });
 
   for (const double exponent : {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0}) {
-    check_dual(("power " + number(exponent)).c_str(), [=](auto x, auto y) { return power(x * y, exponent); });
+    check_dual(("power " + number(exponent)).c_str(),
+               [=](auto x, auto y) { return power(x * y, exponent); });
   }
   check_dual("sigmoid", [](auto x, auto y) { return sigmoid(x - y); });
   check_dual("logistic: complement", [](auto x, auto y) { return logistic(x - y).complement; });
-  check_dual("logistic: cost_if_positive", [](auto x, auto y) { return logistic(x - y).cost_if_positive; });
-  check_dual("logistic: cost_if_negative", [](auto x, auto y) { return logistic(x - y).cost_if_negative; });
+  check_dual("logistic: cost_if_positive",
+             [](auto x, auto y) { return logistic(x - y).cost_if_positive; });
+  check_dual("logistic: cost_if_negative",
+             [](auto x, auto y) { return logistic(x - y).cost_if_negative; });
 
   // The conventions at the kinks, which finite differences cannot see.
   constexpr unsigned kX = 1, kY = 4;
@@ -575,12 +610,14 @@ void check_duals() {
   const auto y = seed<kY>(1.5);
   const auto tie_max = max(x, y);
   const auto tie_min = min(x, y);
-  report(derivative<kX>(tie_max) == 0.5 && derivative<kY>(tie_max) == 0.5 && derivative<kX>(tie_min) == 0.5 &&
-             derivative<kY>(tie_min) == 0.5,
+  report(derivative<kX>(tie_max) == 0.5 && derivative<kY>(tie_max) == 0.5 &&
+             derivative<kX>(tie_min) == 0.5 && derivative<kY>(tie_min) == 0.5,
          "dual max and min: half to each at a tie");
   report(derivative<kX>(abs(seed<kX>(0.0))) == 0.0, "dual abs: slope 0 at 0");
-  report(derivative<kX>(clamp_min(x, 1.5)) == 1.0, "dual clamp_min: the gradient passes at the bound");
-  report(detach(nonzero(seed<kX>(0.0), 0.25)) == 0.25 && derivative<kX>(nonzero(seed<kX>(0.0), 0.25)) == 0.0,
+  report(derivative<kX>(clamp_min(x, 1.5)) == 1.0,
+         "dual clamp_min: the gradient passes at the bound");
+  report(detach(nonzero(seed<kX>(0.0), 0.25)) == 0.25 &&
+             derivative<kX>(nonzero(seed<kX>(0.0), 0.25)) == 0.0,
          "dual nonzero: the replacement is a constant");
 }
 
@@ -598,7 +635,8 @@ void print_time(const char* name, double low, double high, const Function& funct
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < kCount; i += V::kLanes) function(V::load(x + i)).store(result + i);
     __asm__ volatile("" ::"r"(result) : "memory");
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     best = seconds < best ? seconds : best;
   }
   std::printf("%-10s %-6s %.3f ns per element\n", name, type_name<T>, best / kCount * 1e9);

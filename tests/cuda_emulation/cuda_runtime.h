@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// A CUDA device on the CPU, for tests: with this folder in front of the include path the `.cu` files compile as plain
-// C++20 and run without a GPU, under the sanitizers too. Only what the kernels use is here.
+// A CUDA device on the CPU, for tests: with this folder in front of the include path the `.cu`
+// files compile as plain C++20 and run without a GPU, under the sanitizers too. Only what the
+// kernels use is here.
 //
-// The blocks of a grid run one after another and a block's threads are fibers (emulation.cpp), which switch only where
-// CUDA threads meet: at barriers and shuffles. A thread that never gets there is just a function call.
-// Stricter than a GPU: threads that exit or take another way while others wait for them stop the process with
-// a message, dynamic shared memory starts as NaN, and a warp operation may only name lanes that still run.
+// The blocks of a grid run one after another and a block's threads are fibers (emulation.cpp),
+// which switch only where CUDA threads meet: at barriers and shuffles. A thread that never gets
+// there is just a function call. Stricter than a GPU: threads that exit or take another way while
+// others wait for them stop the process with a message, dynamic shared memory starts as NaN, and a
+// warp operation may only name lanes that still run.
 #pragma once
 
 #include <cstddef>
@@ -26,20 +28,19 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
-// One block runs at a time, so one copy per program is one copy per block. `extern __shared__` cannot be written
-// this way: kernels take dynamic shared memory from core/cuda.h.
+// One block runs at a time, so one copy per program is one copy per block. `extern __shared__`
+// cannot be written this way: kernels take dynamic shared memory from core/cuda.h.
 #define __shared__ static
 
-// --- vector types, aligned as CUDA's, so that UndefinedBehaviorSanitizer sees a misaligned wide access ---
+// --- vector types, aligned as CUDA's, so that UndefinedBehaviorSanitizer sees a misaligned wide
+// access ---
 
-#define EMULATED_VECTOR_TYPE(scalar, name)                                                    \
-  struct alignas(2 * sizeof(scalar)) name##2 {                                                \
-    scalar x, y;                                                                              \
-  };                                                                                          \
-  struct alignas(4 * sizeof(scalar) < 16 ? 4 * sizeof(scalar) : 16) name##4 {                 \
-    scalar x, y, z, w;                                                                        \
-  };                                                                                          \
-  inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }                        \
+#define EMULATED_VECTOR_TYPE(scalar, name)                                    \
+  struct alignas(2 * sizeof(scalar)) name##2 { scalar x, y; };                \
+  struct alignas(4 * sizeof(scalar) < 16 ? 4 * sizeof(scalar) : 16) name##4 { \
+    scalar x, y, z, w;                                                        \
+  };                                                                          \
+  inline name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }        \
   inline name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 
 EMULATED_VECTOR_TYPE(unsigned char, uchar)

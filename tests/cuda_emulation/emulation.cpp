@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The fibers behind cuda_runtime.h: how the threads of one block take turns on one processor.
 //
-// The scheduler runs on the launching thread's stack. A worker fiber starts one CUDA thread after another for as
-// long as they run to their end; when one has to wait, its fiber is set aside and another worker goes on. So
-// a kernel without barriers costs one fiber and no switch per thread.
+// The scheduler runs on the launching thread's stack. A worker fiber starts one CUDA thread after
+// another for as long as they run to their end; when one has to wait, its fiber is set aside and
+// another worker goes on. So a kernel without barriers costs one fiber and no switch per thread.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -35,7 +35,8 @@ namespace {
 // --- fibers ---
 
 #if defined(__x86_64__)
-// swapcontext asks the kernel for the signal mask at each switch, some 50 times the cost of these instructions.
+// swapcontext asks the kernel for the signal mask at each switch, some 50 times the cost of these
+// instructions.
 extern "C" void emulated_cuda_switch(void** save_stack, void* load_stack);
 asm(R"(
 .text
@@ -63,8 +64,9 @@ struct Context {
   void* stack_pointer;
 
   void prepare(void* stack, std::size_t bytes, void (*entry)()) {
-    // What the switch pops: six registers, then the address it returns to, the entry. That finds a null return
-    // address on its stack, which ends backtraces and has it 8 bytes off a multiple of 16, as after a call.
+    // What the switch pops: six registers, then the address it returns to, the entry. That finds a
+    // null return address on its stack, which ends backtraces and has it 8 bytes off a multiple of
+    // 16, as after a call.
     auto** top = reinterpret_cast<void**>(static_cast<char*>(stack) + bytes);
     top[-1] = nullptr;
     top[-2] = reinterpret_cast<void*>(entry);
@@ -157,8 +159,8 @@ thread_local cudaError_t last_error = cudaSuccess;
 
 unsigned block_threads() { return blockDim.x * blockDim.y * blockDim.z; }
 
-// Every other block starts and releases its threads in reverse, so that a missing barrier which one order hides
-// shows up in the other.
+// Every other block starts and releases its threads in reverse, so that a missing barrier which one
+// order hides shows up in the other.
 unsigned in_order(unsigned position) {
   return blockIdx.x % 2 == 0 ? position : block_threads() - 1 - position;
 }
@@ -189,7 +191,8 @@ void make_current(Thread& thread) {
   threadIdx = thread.index;
 }
 
-// A worker's life: start the block's threads one after another, then rest until the scheduler needs it again.
+// A worker's life: start the block's threads one after another, then rest until the scheduler needs
+// it again.
 void work() {
   Device& gpu = device();
 #if defined(__SANITIZE_ADDRESS__)
@@ -242,10 +245,9 @@ std::string place(const uint3& index) {
     unsigned count = 0;
     for (std::size_t j = i; j < gpu.threads.size(); ++j) {
       const Thread& other = gpu.threads[j];
-      const bool together =
-          other.state == first.state &&
-          (first.state == Thread::kExited ||
-           (same_place(other.where, first.where) && other.mask == first.mask));
+      const bool together = other.state == first.state &&
+                            (first.state == Thread::kExited ||
+                             (same_place(other.where, first.where) && other.mask == first.mask));
       if (!together) continue;
       told[j] = true;
       ++count;
@@ -295,7 +297,8 @@ void run_block() {
   }
 }
 
-// The current thread arrives at a warp operation; the last of the lanes in its mask hands out the results.
+// The current thread arrives at a warp operation; the last of the lanes in its mask hands out the
+// results.
 Thread& meet_in_warp(unsigned mask, std::uint64_t value, int source, bool predicate,
                      Location where) {
   Device& gpu = device();
@@ -303,7 +306,8 @@ Thread& meet_in_warp(unsigned mask, std::uint64_t value, int source, bool predic
   const auto number = static_cast<unsigned>(&self - gpu.threads.data());
   const unsigned warp = number / kWarp;
   const unsigned self_bit = 1u << number % kWarp;
-  if ((mask & self_bit) == 0) fail("a lane calls a warp operation with a mask without itself", where);
+  if ((mask & self_bit) == 0)
+    fail("a lane calls a warp operation with a mask without itself", where);
   self.state = Thread::kAtWarpOperation;
   self.where = where;
   self.mask = mask;
@@ -390,8 +394,9 @@ int lane() { return static_cast<int>((device().current - device().threads.data()
 void set_capturing(bool capturing) { device().capturing = capturing; }
 
 void fail(const char* message, Location where) {
-  std::fprintf(stderr, "CUDA emulation: %s in block %s, thread %s, %s:%u\n", message, place(blockIdx).c_str(),
-               place(threadIdx).c_str(), where.file_name(), static_cast<unsigned>(where.line()));
+  std::fprintf(stderr, "CUDA emulation: %s in block %s, thread %s, %s:%u\n", message,
+               place(blockIdx).c_str(), place(threadIdx).c_str(), where.file_name(),
+               static_cast<unsigned>(where.line()));
   std::abort();
 }
 
@@ -437,9 +442,7 @@ const char* cudaGetErrorString(cudaError_t error) {
   return "unrecognized error code";
 }
 
-cudaError_t cudaGetLastError() {
-  return std::exchange(emulated_cuda::last_error, cudaSuccess);
-}
+cudaError_t cudaGetLastError() { return std::exchange(emulated_cuda::last_error, cudaSuccess); }
 
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The emulation itself, and core/cuda.h on it: what must work works, and what must be caught is caught.
+// The emulation itself, and core/cuda.h on it: what must work works, and what must be caught is
+// caught.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,19 +38,24 @@ void test_positions() {
   config.gridDim = dim3(3, 2, 2);
   config.blockDim = dim3(5, 4, 3);
   std::vector<unsigned> out(12 * 60, 0);
-  expect(cudaLaunchKernelEx(&config, positions, out.data()) == cudaSuccess, "a launch in three dimensions");
+  expect(cudaLaunchKernelEx(&config, positions, out.data()) == cudaSuccess,
+         "a launch in three dimensions");
   bool right = true;
   for (unsigned i = 0; i < out.size(); ++i) right = right && out[i] == i / 60 * 1000 + i % 60;
   expect(right, "every thread of every block runs once, at its place");
 }
 
-__global__ void copy_wide(const float4* in, float4* out) { out[threadIdx.x] = __ldg(in + threadIdx.x); }
+__global__ void copy_wide(const float4* in, float4* out) {
+  out[threadIdx.x] = __ldg(in + threadIdx.x);
+}
 
 void test_vector_types() {
-  static_assert(alignof(float4) == 16 && alignof(double2) == 16 && alignof(uint2) == 8 && alignof(uchar4) == 4);
+  static_assert(alignof(float4) == 16 && alignof(double2) == 16 && alignof(uint2) == 8 &&
+                alignof(uchar4) == 4);
   alignas(16) float in[16], out[16];
   for (int i = 0; i < 16; ++i) in[i] = static_cast<float>(i);
-  launch(copy_wide, 1, 4, 0, nullptr, reinterpret_cast<const float4*>(in), reinterpret_cast<float4*>(out));
+  launch(copy_wide, 1, 4, 0, nullptr, reinterpret_cast<const float4*>(in),
+         reinterpret_cast<float4*>(out));
   expect(std::equal(in, in + 16, out), "16-byte accesses");
 }
 
@@ -91,11 +97,13 @@ void test_shared_memory() {
   for (int i = 0; i < kThreads; ++i) values[i] = expected[i] = static_cast<float>(i * i % 17);
   for (int round = 0; round < kRounds; ++round) {
     std::vector<float> before = expected;
-    for (int i = 0; i < kThreads; ++i) expected[i] = 0.5f * (before[i] + before[(i + 1) % kThreads]);
+    for (int i = 0; i < kThreads; ++i)
+      expected[i] = 0.5f * (before[i] + before[(i + 1) % kThreads]);
   }
   launch(neighbour_average, 1, kThreads, kThreads * sizeof(float), nullptr, values.data(), kRounds);
   expect(std::isnan(values[kThreads]), "dynamic shared memory starts as NaN");
-  expect(std::equal(expected.begin(), expected.end(), values.begin()), "rounds of barriers over dynamic shared memory");
+  expect(std::equal(expected.begin(), expected.end(), values.begin()),
+         "rounds of barriers over dynamic shared memory");
 }
 
 // --- warps ---
@@ -170,7 +178,8 @@ void test_block_sum() {
 
 constexpr int kThreads = 128;
 
-__global__ void sum_all(const float* in, int64_t count, Completion completion, double* total, int* finishes) {
+__global__ void sum_all(const float* in, int64_t count, Completion completion, double* total,
+                        int* finishes) {
   float sum = 0;
   const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) sum += in[i];
@@ -190,11 +199,12 @@ void test_grid_sum() {
     execution.workspace = workspace.data();
     for (int repeat = 0; repeat < 3; ++repeat) {  // the counter is zero again after each
       const unsigned grid = grid_for(count, kThreads);
-      expect(grid >= 1 && grid <= unsigned(multiprocessors() * kBlocksPerMultiprocessor), "the size of a grid");
+      expect(grid >= 1 && grid <= unsigned(multiprocessors() * kBlocksPerMultiprocessor),
+             "the size of a grid");
       double total = -1;
       int finishes = 0;
-      launch(sum_all, grid, kThreads, 0, execution.stream, in.data(), count, completion_for(execution, grid), &total,
-             &finishes);
+      launch(sum_all, grid, kThreads, 0, execution.stream, in.data(), count,
+             completion_for(execution, grid), &total, &finishes);
       expect(total == expected && finishes == 1, "grid_sum finishes once, with the total");
     }
   }
@@ -214,7 +224,8 @@ void test_counters() {
   }
   emulated_cuda::set_capturing(true);
   unsigned* captured = completion_counter(stream(0));
-  expect(captured != completion_counter(stream(0)) && captured != first, "each captured launch has its own counter");
+  expect(captured != completion_counter(stream(0)) && captured != first,
+         "each captured launch has its own counter");
   emulated_cuda::set_capturing(false);
   expect(completion_counter(stream(0)) == first, "capturing leaves the stream's counter alone");
 }
@@ -230,7 +241,8 @@ void test_concurrent_launches() {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  expect(right == std::vector<int>(4, 1), "launches from several host threads do not meet in shared memory");
+  expect(right == std::vector<int>(4, 1),
+         "launches from several host threads do not meet in shared memory");
 }
 
 // --- errors ---
@@ -243,7 +255,8 @@ void test_launch_errors() {
   } catch (const std::runtime_error& error) {
     message = error.what();
   }
-  expect(message.find("cudaErrorInvalidConfiguration") != std::string::npos, "an empty grid is an error with its name");
+  expect(message.find("cudaErrorInvalidConfiguration") != std::string::npos,
+         "an empty grid is an error with its name");
   expect(cudaGetLastError() == cudaSuccess, "a reported error does not linger");
 }
 
@@ -294,7 +307,8 @@ void expect_abort(void (*kernel)(), const char* reason) {
 void test_divergence() {
   expect_abort(one_exits, "1 (the first: thread (5, 0, 0)) exited");
   expect_abort(two_barriers, "32 (the first: thread (32, 0, 0)) wait at __syncthreads()");
-  expect_abort(lane_missing, "31 (the first: thread (0, 0, 0)) wait at a warp operation with mask 0xffffffff");
+  expect_abort(lane_missing,
+               "31 (the first: thread (0, 0, 0)) wait at a warp operation with mask 0xffffffff");
   expect_abort(not_in_mask, "a mask without itself in block (0, 0, 0), thread (1, 0, 0)");
   expect_abort(traps, "__trap() in block (0, 0, 0), thread (0, 0, 0)");
   expect_abort(barrier_or_shuffle, "1 (the first: thread (0, 0, 0)) wait at __syncthreads()");

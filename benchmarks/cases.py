@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+"""What is measured: rows of ``tests/cases.py``, each at a size, and what is to be reached there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+
+from benchmarks.baselines import CALL_YARDSTICK, Baseline, baseline_of
+from tests.cases import CASES, Arguments, Case, Shape, find_case
+
+
+class Work(str, Enum):
+    """What one step does."""
+
+    STEP = "forward + backward"  # drops the last gradient, makes a new graph and gradient
+    GRAPH = "forward, recording"  # the forward half of that
+    FORWARD = "forward"  # nothing requires a gradient
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be reached in one run; None where nothing is asked.
+
+    Attributes:
+        eager: At least this many times as fast as eager PyTorch.
+        compiled: At least this many times as fast as ``torch.compile``.
+        limit: At most this many times the streaming limit.
+    """
+
+    eager: float | None = None
+    compiled: float | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchmarkCase:
+    """One line of the benchmarks.
+
+    Attributes:
+        name: What selects it on the command line.
+        title: What tables and plots call it.
+        row: The loss and its inputs.
+        shape: The shape the row's inputs are built for.
+        work: What one step does.
+        goal: What is to be reached.
+        headline: Whether it belongs to the README's main table.
+        yardstick: The opponent, where it is not the loss's own baseline.
+    """
+
+    name: str
+    title: str
+    row: Case
+    shape: Shape
+    work: Work = Work.STEP
+    goal: Goal = field(default_factory=Goal)
+    headline: bool = True
+    yardstick: Baseline | None = None
+
+    @property
+    def baseline(self) -> Baseline:
+        """The opponents."""
+        return self.yardstick or baseline_of(self.row.function)
+
+    @property
+    def prediction(self) -> str | None:
+        """The argument that gets a gradient; None where only the forward is measured."""
+        return None if self.work is Work.FORWARD else self.row.prediction
+
+    def inputs(self, device: str) -> Arguments:
+        """The arguments of a call, fresh."""
+        wanted = () if self.prediction is None else (self.prediction,)
+        arguments = self.row.arguments(self.shape, device=device, requires_grad=wanted)
+        for name in self.row.family.integers:
+            # No ignored rows: that all rows count is the cheapest case for the baselines.
+            arguments[name].clamp_(min=0)
+        if self.row.family.reduces:
+            arguments["reduction"] = "mean"
+        return arguments
+
+    def compulsory_bytes(self, arguments: Arguments) -> tuple[int, int]:
+        """The bytes that any implementation reads, and those that it writes."""
+        read = sum(value.nbytes for value in arguments.values() if isinstance(value, Tensor))
+        writes_gradient = self.work is Work.STEP
+        moved = self.row.compulsory_bytes(arguments, gradient=writes_gradient)
+        return read, moved - read
+
+
+def _boxes(name: str, title: str, row: str, count: int, goal: Goal) -> BenchmarkCase:
+    return BenchmarkCase(name, title, find_case(row), (count,), goal=goal)
+
+
+def _elements(name: str, title: str, row: str, shape: Shape, goal: Goal) -> BenchmarkCase:
+    return BenchmarkCase(name, title, find_case(row), shape, goal=goal)
+
+
+_CIOU, _SIOU, _GIOU = "complete_box_iou_loss", "scylla_box_iou_loss", "generalized_box_iou_loss"
+_MILLION = 1 << 20
+_DETECTOR = (67200, 80)  # the predictions of 8 images of 640 × 640, 80 classes
+_PICTURES = (4, 1024, 1024)
+
+_WITH_GOALS = (
+    _boxes("ciou-8192", "CIoU, 8192", _CIOU, 8192, Goal(eager=25, compiled=8)),
+    _boxes("siou-8192", "SIoU, 8192", _SIOU, 8192, Goal(eager=25, compiled=8)),
+    _boxes("giou-8192", "GIoU, 8192", _GIOU, 8192, Goal(eager=25, compiled=5)),
+    _boxes("ciou-1m", "CIoU, 1 M", _CIOU, _MILLION, Goal(eager=25, compiled=12, limit=2.5)),
+    _boxes("siou-1m", "SIoU, 1 M", _SIOU, _MILLION, Goal(eager=25, compiled=12, limit=3)),
+    _boxes("giou-1m", "GIoU, 1 M", _GIOU, _MILLION, Goal(eager=25, compiled=5, limit=2.5)),
+    _elements(
+        "focal",
+        "Focal, 67200 × 80",
+        "sigmoid_focal_loss",
+        _DETECTOR,
+        Goal(eager=15, compiled=3.5, limit=2.5),
+    ),
+    _elements(
+        "focal-indices",
+        "Focal, class indices, 67200 × 80",
+        "sigmoid_focal_loss-indices",
+        _DETECTOR,
+        Goal(eager=16, limit=3),
+    ),
+    _elements(
+        "bce",
+        "BCE with logits, 4 M",
+        "binary_cross_entropy_with_logits",
+        _PICTURES,
+        Goal(eager=4, compiled=2.5, limit=2.5),
+    ),
+    _elements("mse", "MSE, 4 M", "mse_loss", _PICTURES, Goal(eager=2.2, limit=1.5)),
+    _elements("huber", "Huber, 4 M", "huber_loss", _PICTURES, Goal(eager=2.2, limit=1.6)),
+    BenchmarkCase(
+        "pairwise-ciou",
+        "Pairwise CIoU, 16 × 60 × 8400, forward",
+        find_case("pairwise_box_iou-ciou"),
+        (16, 60, 8400),
+        Work.FORWARD,
+        Goal(eager=20),
+    ),
+    BenchmarkCase(
+        "call-forward",
+        "Call: CIoU of 16 against smooth L1, forward",
+        find_case(_CIOU),
+        (16,),
+        Work.GRAPH,
+        Goal(eager=1),
+        yardstick=CALL_YARDSTICK,
+    ),
+    BenchmarkCase(
+        "call-step",
+        "Call: CIoU of 16 against smooth L1, with backward",
+        find_case(_CIOU),
+        (16,),
+        Work.STEP,
+        Goal(eager=1),
+        yardstick=CALL_YARDSTICK,
+    ),
+)
+
+
+# The sizes of the losses without a goal, by engine: large enough to hide what a call costs.
+ENGINE_SHAPES: dict[str, Shape] = {
+    "box_pair": (1 << 16,),
+    "box_matrix": (16, 60, 2100),
+    "box_crowd": (1024, 64),
+    "pointwise": (1 << 14, 64),
+}
+
+
+def _others(measured: Sequence[BenchmarkCase]) -> tuple[BenchmarkCase, ...]:
+    """One case for every formula that has none yet; variants of one formula cost the same."""
+    kernels = {(case.row.family.engine, case.row.kernel_name) for case in measured}
+    others = []
+    for row in CASES:
+        kernel = (row.family.engine, row.kernel_name)
+        if kernel in kernels:
+            continue
+        kernels.add(kernel)
+        shape = ENGINE_SHAPES[row.family.engine]
+        others.append(
+            BenchmarkCase(
+                row.id,
+                f"{row.label}, {' × '.join(map(str, shape))}",
+                row,
+                shape,
+                Work.STEP if row.family.reduces else Work.FORWARD,
+                headline=False,
+            )
+        )
+    return tuple(others)
+
+
+BENCHMARKS: tuple[BenchmarkCase, ...] = (*_WITH_GOALS, *_others(_WITH_GOALS))
+
+
+def select_cases(patterns: Sequence[str]) -> list[BenchmarkCase]:
+    """The cases whose name or loss matches one of the patterns; all cases without any.
+
+    Raises:
+        ValueError: If a pattern matches nothing.
+    """
+    chosen = []
+    for pattern in patterns or ("*",):
+        found = [
+            case
+            for case in BENCHMARKS
+            if fnmatchcase(case.name, pattern) or fnmatchcase(case.row.function, pattern)
+        ]
+        if not found:
+            raise ValueError(f"no benchmark is called {pattern!r}; --list shows them")
+        chosen.extend(found)
+    return [case for case in BENCHMARKS if case in chosen]

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+// What the autograd Functions of all engines share: when the twin serves instead, and how a saved
+// gradient becomes a gradient.
+#pragma once
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "torch/tensors.h"
+
+namespace fastloss {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+inline bool is_functorch_wrapped(const Tensor& tensor) {
+  constexpr c10::DispatchKeySet kWrapped{c10::DispatchKey::FuncTorchBatched,
+                                         c10::DispatchKey::FuncTorchGradWrapper};
+  return tensor.key_set().has_any(kWrapped);
+}
+
+inline bool has_kernels(const Tensor& tensor) {
+  if (tensor.is_cpu() || tensor.is_meta()) return true;
+  if (!tensor.is_cuda()) return false;
+  if (cuda_backend() != nullptr) return true;
+  TORCH_WARN_ONCE(
+      "fastloss was built without CUDA kernels: losses on CUDA tensors run as plain PyTorch. "
+      "Install it where nvcc is "
+      "found, or set FASTLOSS_CUDA=1 to see why it is not.");
+  return false;
+}
+
+inline bool requires_grad(const OptionalTensor& tensor) {
+  return tensor && tensor->requires_grad();
+}
+
+// Whether the kernels can serve calls with these tensors at all.
+inline bool kernels_serve(const Tensor& first, const Tensor& second) {
+  return has_kernels(first) && !is_functorch_wrapped(first) && !is_functorch_wrapped(second);
+}
+
+// The saved gradient times the upstream gradient, in place where nobody else can see it.
+inline Tensor scaled(Tensor gradient, const Tensor& upstream) {
+  if (at::isTensorSubclassLike(gradient) || at::isTensorSubclassLike(upstream)) {
+    return gradient.mul(upstream).to(
+        gradient.scalar_type());  // traced: a plain product, for the compiler to fuse
+  }
+  static const auto op = find_operator<ScaleSignature>("fastloss::scale_");
+  op.call(gradient, upstream);
+  return gradient;
+}
+
+// With create_graph=True a gradient is itself a function of the inputs: that of the twin's `loss`.
+// As many gradients as inputs, undefined where not needed.
+inline variable_list differentiable_gradients(const Tensor& loss, const variable_list& inputs,
+                                              const std::vector<bool>& needs,
+                                              const Tensor& upstream) {
+  variable_list wanted;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (needs[i]) wanted.push_back(inputs[i]);
+  }
+  const variable_list found =
+      torch::autograd::grad({loss}, wanted, {upstream}, /*retain_graph=*/true,
+                            /*create_graph=*/true, /*allow_unused=*/true);
+  variable_list result(inputs.size());
+  for (size_t i = 0, next = 0; i < inputs.size(); ++i) {
+    if (needs[i]) result[i] = found[next++];
+  }
+  return result;
+}
+
+}  // namespace fastloss

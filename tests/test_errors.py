@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: MIT
+"""Bad input: the error's type, and a message that names function and argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import fastloss
+import fastloss.functional as F
+from cases import CASES, Arguments, Case, find_case
+from support import each_case
+
+ONE_PER_FUNCTION = {case.function: case for case in reversed(CASES)}
+FUNCTIONS = sorted(ONE_PER_FUNCTION)
+
+
+def each_function(select: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
+    chosen = [ONE_PER_FUNCTION[name] for name in FUNCTIONS if select(ONE_PER_FUNCTION[name])]
+    return pytest.mark.parametrize("case", chosen, ids=[case.function for case in chosen])
+
+
+def expect(error: type[Exception], case: Case, argument: str, arguments: Arguments, **more: Any) -> str:
+    """The call fails with a message that begins with the function's name and has the argument's in it."""
+    assert argument in inspect.signature(getattr(F, case.function)).parameters
+    with pytest.raises(error) as caught:
+        case.loss(arguments, **more)
+    message = str(caught.value).partition("\n")[0]
+    assert type(caught.value) is error, f"{type(caught.value)}: {message}"
+    assert message.startswith(f"{case.function}: "), message
+    assert re.search(rf"\b{argument}\b", message), f"{argument} is not named: {message}"
+    return message
+
+
+def shape_text(tensor: torch.Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+# ------------------------------------------------------------------------------------------------------------- every loss
+
+
+@each_function(lambda case: case.family.reduces)
+@pytest.mark.parametrize("reduction", ["xyz", "", "Mean", "batchmean"])
+def test_unknown_reduction(case: Case, reduction: str) -> None:
+    message = expect(ValueError, case, "reduction", case.arguments(), reduction=reduction)
+    assert f'"{reduction}"' in message
+    for choice in ("none", "mean", "sum"):
+        assert choice in message
+
+
+@each_function(lambda case: case.family.reduces)
+@pytest.mark.parametrize("reduction", [None, 1, ("mean",)])
+def test_reduction_that_is_no_string(case: Case, reduction: object) -> None:
+    message = expect(TypeError, case, "reduction", case.arguments(), reduction=reduction)
+    assert type(reduction).__name__ in message
+
+
+@each_function()
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.int32, torch.bool])
+def test_dtype_of_the_prediction(case: Case, dtype: torch.dtype) -> None:
+    arguments = case.arguments()
+    arguments[case.prediction] = arguments[case.prediction].to(dtype)
+    message = expect(TypeError, case, case.prediction, arguments)
+    assert "float32" in message
+    assert "got" in message
+
+
+@each_function(lambda case: len(case.family.differentiable) > 1)
+def test_dtype_of_the_target(case: Case) -> None:
+    name = case.family.differentiable[1]
+    dtypes = [torch.complex64] if case.family.engine == "pointwise" else [torch.complex64, torch.int64]
+    for dtype in dtypes:
+        arguments = case.arguments()
+        arguments[name] = arguments[name].to(dtype)
+        expect(TypeError, case, name, arguments)
+
+
+@each_function()
+def test_arguments_that_are_no_tensors(case: Case) -> None:
+    for name in case.family.build((1, 1), torch.Generator()):
+        arguments = case.arguments((1, 1))
+        arguments[name] = [[1.0, 2.0, 3.0, 4.0]]
+        assert "list" in expect(TypeError, case, name, arguments)
+
+
+@each_function()
+def test_devices_that_differ(case: Case) -> None:
+    first, *others = case.family.build((1, 1), torch.Generator())
+    for name in others:
+        arguments = case.arguments((1, 1))
+        arguments[name] = arguments[name].to("meta")
+        message = expect(ValueError, case, name, arguments)
+        assert "meta" in message
+        assert "cpu" in message
+
+
+@each_function(lambda case: case.family.engine in ("pointwise", "box_pair"))
+def test_shapes_that_differ(case: Case) -> None:
+    name = case.family.differentiable[-1]
+    for shape in ((3, 5), (1, 4), (4,), (2, 3, 4)):
+        arguments = case.arguments((3, 4) if case.family.engine == "pointwise" else (3,))
+        arguments[name] = torch.zeros(shape)
+        if name == case.prediction:
+            continue
+        message = expect(ValueError, case, name, arguments)
+        assert shape_text(arguments[name]) in message
+
+
+def test_nothing_broadcasts_silently() -> None:
+    """(N, 1) against (N,) is the classical way to an N × N loss."""
+    with pytest.raises(ValueError, match=r"mse_loss: target must have the shape of input, \[5, 1\], got \[5\]"):
+        F.mse_loss(torch.zeros(5, 1), torch.zeros(5))
+
+
+@each_function(lambda case: case.takes_weight)
+def test_weight(case: Case) -> None:
+    arguments = case.arguments(5)
+    shape = case.weights(5)[0].shape
+    for wrong in ((*shape[:-1], shape[-1] + 1), (2, *shape), (7, 5, 3)):
+        message = expect(ValueError, case, "weight", arguments, weight=torch.ones(wrong))
+        assert shape_text(torch.ones(wrong)) in message
+    expect(TypeError, case, "weight", arguments, weight=2.0)
+    expect(TypeError, case, "weight", arguments, weight=torch.ones(shape, dtype=torch.complex64))
+    expect(ValueError, case, "weight", arguments, weight=torch.ones(shape, device="meta"))
+
+
+@each_function(lambda case: case.takes_weight)
+def test_avg_factor(case: Case) -> None:
+    arguments = case.arguments(5)
+    for reduction in ("none", "sum"):
+        message = expect(ValueError, case, "avg_factor", arguments, avg_factor=2.0, reduction=reduction)
+        assert "mean" in message
+        assert reduction in message
+        expect(ValueError, case, "avg_factor", arguments, avg_factor=torch.tensor(2.0), reduction=reduction)
+    expect(ValueError, case, "avg_factor", arguments, avg_factor=torch.ones(1), reduction="mean")
+    expect(ValueError, case, "avg_factor", arguments, avg_factor=torch.ones(5), reduction="mean")
+    expect(TypeError, case, "avg_factor", arguments, avg_factor="many", reduction="mean")
+    expect(TypeError, case, "avg_factor", arguments, avg_factor=torch.tensor(1j), reduction="mean")
+
+
+# ------------------------------------------------------------------------------------------------------------------ boxes
+
+
+@each_function(lambda case: "box" in case.prediction)
+@pytest.mark.parametrize("shape", [(3, 5), (3, 3), (4, 3), (0,), ()])
+def test_last_dimension_of_boxes(case: Case, shape: tuple[int, ...]) -> None:
+    names = [name for name in case.arguments() if "boxes" in name]
+    for name in names:
+        arguments = case.arguments((3, 4) if case.family.engine != "box_pair" else (3,))
+        arguments[name] = torch.zeros(shape)
+        message = expect(ValueError, case, name, arguments)
+        assert "4)" in message
+        assert shape_text(arguments[name]) in message
+
+
+def test_pairwise_rank_and_batch() -> None:
+    case = find_case("pairwise_box_iou-giou")
+    arguments = case.arguments((2, 3))
+    for name in ("boxes1", "boxes2"):
+        expect(ValueError, case, name, {**arguments, name: torch.zeros(4)})
+    message = expect(
+        ValueError, case, "boxes2", {**arguments, "boxes1": torch.zeros(2, 3, 4), "boxes2": torch.zeros(3, 3, 4)}
+    )
+    assert "[2, 3, 4]" in message
+    assert "[3, 3, 4]" in message
+
+
+def test_pairwise_kind() -> None:
+    case = find_case("pairwise_box_iou-giou")
+    message = expect(ValueError, case, "kind", {**case.arguments((2, 3)), "kind": "jiou"})
+    assert "'jiou'" in message
+    for kind in ("iou", "giou", "diou", "ciou", "eiou", "siou", "nwd"):
+        assert f"'{kind}'" in message
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "values", "expected"),
+    [
+        ("box_iou_loss", "mode", ["cubic", "", None], "'linear', 'square' or 'log'"),
+        ("complete_box_iou_loss", "aspect_threshold", [-0.1, 1.5, float("nan")], "in [0, 1]"),
+        ("efficient_box_iou_loss", "gamma", [-1.0, float("nan")], "at least 0"),
+        ("scylla_box_iou_loss", "theta", [0.0, -2, float("nan")], "above 0"),
+        ("wise_box_iou_loss", "version", [0, 4, "3", None], "1, 2 or 3"),
+        ("wise_box_iou_loss", "alpha", [0.5, float("nan")], "at least 1"),
+        ("wise_box_iou_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
+        ("wise_box_iou_loss", "gamma", [-0.5, float("nan")], "at least 0"),
+        ("normalized_wasserstein_loss", "mode", ["linear", None], "'exp', 'sqrt', 'log' or 'w2'"),
+        ("normalized_wasserstein_loss", "constant", [0.0, -1.0, float("nan")], "above 0"),
+        ("repulsion_loss", "sigma_gt", [1.0, -0.1, float("nan")], "in [0, 1)"),
+        ("repulsion_loss", "sigma_box", [1.0, -0.1, float("nan")], "in [0, 1)"),
+        ("sigmoid_focal_loss", "alpha", [-0.5, 1.5, float("nan")], "in [0, 1] or -1"),
+        ("sigmoid_focal_loss", "gamma", [-1.0, float("nan")], "at least 0"),
+        ("smooth_l1_loss", "beta", [-1.0, float("nan")], "at least 0"),
+        ("huber_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
+    ],
+)
+def test_option_out_of_range(function: str, argument: str, values: list[Any], expected: str) -> None:
+    case = ONE_PER_FUNCTION[function]
+    for value in values:
+        message = expect(ValueError, case, argument, {**case.arguments(), argument: value})
+        assert expected in message
+        assert repr(value) in message
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_wise_box_iou_needs_its_mean(version: int) -> None:
+    case = find_case("wise_box_iou_loss")
+    arguments = {**case.arguments(), "version": version}
+    expect(ValueError, case, "iou_mean", arguments)
+    expect(ValueError, case, "iou_mean", arguments, iou_mean=torch.ones(2))
+    expect(TypeError, case, "iou_mean", arguments, iou_mean=torch.tensor(1j))
+
+
+# --------------------------------------------------------------------------------------------------------------- indices
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+def test_class_index_out_of_range(dtype: torch.dtype) -> None:
+    case = find_case("sigmoid_focal_loss-indices")
+    arguments = case.arguments((6, 4))
+    arguments["targets"] = torch.tensor([0, 3, 4, 9, 1, 12], dtype=dtype)
+    for reduction in ("none", "mean", "sum"):
+        message = expect(IndexError, case, "targets", arguments, reduction=reduction)
+        assert "[0, 4]" in message
+        assert "got 9 at row 3" in message
+
+
+def test_class_index_out_of_range_deep_in_a_large_tensor() -> None:
+    case = find_case("sigmoid_focal_loss-indices")
+    arguments = case.arguments((40, 300, 7))
+    arguments["targets"][31, 123] = 8
+    message = expect(IndexError, case, "targets", arguments, reduction="sum")
+    assert f"got 8 at row {31 * 300 + 123}" in message
+
+
+def test_class_index_dtype_and_shape() -> None:
+    case = find_case("sigmoid_focal_loss-indices")
+    arguments = case.arguments((6, 4))
+    expect(TypeError, case, "targets", {**arguments, "targets": torch.zeros(6, dtype=torch.bool)})
+    for wrong in (torch.zeros(5, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), torch.zeros(6)):
+        expect(ValueError, case, "targets", {**arguments, "targets": wrong})
+
+
+@pytest.mark.parametrize("bad", [-1, 5])
+def test_target_index_out_of_range(bad: int) -> None:
+    case = find_case("repulsion_loss")
+    arguments = case.arguments((7, 5))
+    arguments["target_index"][4] = bad
+    message = expect(IndexError, case, "target_index", arguments)
+    assert "[0, 5)" in message
+    assert f"got {bad} at position 4" in message
+
+
+def test_repulsion_without_targets() -> None:
+    case = find_case("repulsion_loss")
+    expect(IndexError, case, "target_index", {**case.arguments((3, 2)), "target_boxes": torch.zeros(0, 4)})
+
+
+@pytest.mark.parametrize("name", ["target_index", "batch_index", "target_batch_index"])
+def test_index_tensors(name: str) -> None:
+    case = find_case("repulsion_loss-images")
+    arguments = case.arguments((6, 4))
+    expect(TypeError, case, name, {**arguments, name: arguments[name].float()})
+    expect(ValueError, case, name, {**arguments, name: arguments[name][:-1]})
+    expect(ValueError, case, name, {**arguments, name: arguments[name][None]})
+
+
+def test_batch_indices_come_together() -> None:
+    case = find_case("repulsion_loss-images")
+    for name in ("batch_index", "target_batch_index"):
+        expect(ValueError, case, "batch_index", {**case.arguments((6, 4)), name: None})
+
+
+def test_repulsion_takes_a_list_of_boxes() -> None:
+    case = find_case("repulsion_loss")
+    for name in ("boxes", "target_boxes"):
+        expect(ValueError, case, name, {**case.arguments((6, 4)), name: torch.zeros(2, 3, 4)})
+
+
+# --------------------------------------------------------------------------------------------------------------- elsewhere
+
+
+@each_case()
+def test_the_operator_checks_as_the_function_does(case: Case) -> None:
+    """Under torch.compile the operators are called directly: no check may live in the Python function alone."""
+    arguments = case.arguments()
+    arguments[case.prediction] = arguments[case.prediction].to(torch.int64)
+    name = case.prediction
+
+    @torch.compile(backend="eager", dynamic=False)
+    def compiled(prediction: torch.Tensor) -> torch.Tensor:
+        return case.loss({**arguments, name: prediction})
+
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=rf"{case.function}: {name} must be float"):
+        compiled(arguments[name])
+
+
+@pytest.mark.parametrize("engine", ["pointwise", "box_pair", "box_matrix", "box_crowd"])
+def test_operators_refuse_unknown_formulas(engine: str) -> None:
+    case = next(case for case in CASES if case.family.engine == engine)
+    tensors = [value for value in case.arguments((2, 2) if engine != "box_pair" else (2,)).values() if isinstance(value, torch.Tensor)]
+    rest: tuple[Any, ...] = {
+        "pointwise": ([], None, None, "mean", None, None),
+        "box_pair": ([1e-7], None, None, "mean", None, None),
+        "box_matrix": ([1e-7],),
+        "box_crowd": (None, None, [0.9, 0.5, 0.5, 0.5], "mean"),
+    }[engine]
+    with pytest.raises(ValueError, match="cosine_loss"):
+        getattr(torch.ops.fastloss, engine)("cosine_loss", *tensors, *rest)
+
+
+def test_wise_module_momentum() -> None:
+    for momentum in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=r"WiseBoxIoULoss: momentum must be in \[0, 1\]"):
+            fastloss.WiseBoxIoULoss(momentum=momentum)
+
+
+def test_modules_report_errors_by_the_functions_name() -> None:
+    with pytest.raises(ValueError, match="^complete_box_iou_loss: boxes2 must have the shape of boxes1"):
+        fastloss.CompleteBoxIoULoss()(torch.zeros(3, 4), torch.zeros(2, 4))
