@@ -107,7 +107,7 @@ def cuda_options(torch) -> list[str]:
 
 
 def build_with_cmake(torch, build: Path, options: list[str]) -> None:
-    """Configures and builds the extension in the folder ``build``, which keeps what is up to date."""
+    """Configures and builds the extension in the folder ``build``; what is up to date stays."""
     from torch.utils.cpp_extension import include_paths
 
     cmake = require("cmake", "install it with: pip install cmake")

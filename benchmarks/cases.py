@@ -143,7 +143,7 @@ _WITH_GOALS = (
     ),
     BenchmarkCase(
         "call-forward",
-        "Call: CIoU of 16 against smooth L1, forward",
+        "CIoU of 16 against smooth L1, forward",
         find_case(_CIOU),
         (16,),
         Work.GRAPH,
@@ -152,7 +152,7 @@ _WITH_GOALS = (
     ),
     BenchmarkCase(
         "call-step",
-        "Call: CIoU of 16 against smooth L1, with backward",
+        "CIoU of 16 against smooth L1, step",
         find_case(_CIOU),
         (16,),
         Work.STEP,

@@ -274,21 +274,22 @@ def streaming_pass(bytes_read: int, bytes_written: int, device: str, sets: int =
     filled = written - added - copied
     summed = read - 2 * added - copied
 
-    def buffer(count: int) -> Tensor:
-        return torch.ones(count, device=device)  # ones, not empty: every page has been touched
+    def touched(count: int) -> Tensor:
+        return torch.ones(count, device=device)  # ones, not empty: every page has been written
 
-    def buffers() -> list[Callable[[], object]]:
-        a, b, out = buffer(read - added), buffer(added), buffer(written)
-        rest = out[added:]
-        passes: list[tuple[int, Callable[[], object]]] = [
-            (added, lambda: torch.add(a[:added], b, out=out[:added])),
-            (copied, lambda: rest[:copied].copy_(a[added : added + copied])),
-            (filled, lambda: rest[copied:].fill_(1.0)),
-            (summed, lambda: a[added + copied :].sum()),
+    def passes() -> list[Callable[[], object]]:
+        a, b, out = touched(added), touched(added), touched(added)
+        source, copy = touched(copied), touched(copied)
+        fill, total = touched(filled), touched(summed)
+        operations: list[tuple[int, Callable[[], object]]] = [
+            (added, lambda: torch.add(a, b, out=out)),
+            (copied, lambda: copy.copy_(source)),
+            (filled, lambda: fill.fill_(1.0)),
+            (summed, total.sum),
         ]
-        return [operation for count, operation in passes if count > 0]
+        return [operation for count, operation in operations if count > 0]
 
-    turn = itertools.cycle([buffers() for _ in range(sets)])
+    turn = itertools.cycle([passes() for _ in range(sets)])
 
     def step() -> None:
         for operation in next(turn):

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -65,8 +66,8 @@ def save_plot(measurements: Sequence[Measurement], machine: dict[str, Any], file
     """
     shown = [measurement for measurement in measurements if measurement.case.yardstick is None]
     with matplotlib.rc_context({"font.size": 9.5, "text.color": INK}):
-        figure = Figure(figsize=(9, 1.6 + 0.42 * len(shown)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+        layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
+        figure = Figure(figsize=(9, 1.6 + 0.42 * len(shown)), layout=layout)
         axes = figure.subplots()
         axes.set_xscale("log")
         axes.axvline(1, color=INK, linewidth=1)
@@ -85,7 +86,7 @@ def save_plot(measurements: Sequence[Measurement], machine: dict[str, Any], file
         axes.set_title(machine_line(machine), fontsize=8.5, loc="right", pad=10)
         colors = [Patch(color=opponent.color, label=opponent.label) for opponent in OPPONENTS]
         goal = Line2D([], [], **GOAL_MARK, label="goal")
-        figure.legend(handles=[*colors, goal], loc="outside lower right", ncols=3, frameon=False)
+        figure.legend(handles=[*colors, goal], loc="outside upper right", ncols=3, frameon=False)
         figure.savefig(file, dpi=150)
 
 

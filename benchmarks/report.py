@@ -88,7 +88,7 @@ def verdicts(measurement: Measurement) -> list[Verdict]:
     peak = measurement.fastloss.peak_extra_bytes
     if case.headline and case.work is Work.STEP and peak is not None:
         extra = peak - measurement.bytes_written
-        shown = f"{_number(extra / MIB)} MiB more"
+        shown = f"{_number(round(extra / MIB, 2))} MiB more"
         found.append(Verdict("gradient only", shown, extra <= SMALL_BYTES))
     return found
 
@@ -135,12 +135,6 @@ def _cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def is_busy(machine: dict[str, Any]) -> bool:
-    """Whether other programs were running when the measurements began."""
-    load = machine["load_before"]
-    return load is not None and load > machine["cores"] / 2
 
 
 # ------------------------------------------------------------------------------------------- JSON
@@ -221,7 +215,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
     ("× compile", lambda m: _cell(speedup_over_compiled(m), "×")),
     ("× limit", lambda m: _cell(times_limit(m), "×")),
     ("GB/s", lambda m: _cell(gigabytes_per_second(m))),
-    ("extra MiB, ours / eager", lambda m: _both(m, _extra_mib)),
+    ("MiB, ours / eager", lambda m: _both(m, _extra_mib)),
 )
 _LAUNCHES = ("launches, ours / eager", lambda m: _both(m, lambda contender: contender.launches))
 
@@ -236,11 +230,11 @@ def _columns(
 def terminal_table(measurements: Sequence[Measurement], machine: dict[str, Any]) -> Table:
     """The table for a terminal."""
     table = Table(title=machine_line(machine), caption=summary_line(measurements))
-    table.add_column("case", no_wrap=True)
+    table.add_column("case")
     columns = _columns(measurements)
     for heading, _ in columns:
         table.add_column(heading, justify="right", style="bold" if "fastloss" in heading else "")
-    table.add_column("goals", min_width=20)
+    table.add_column("goals", justify="right", no_wrap=True)
     section = True
     for measurement in measurements:
         if section and not measurement.case.headline:
@@ -252,12 +246,31 @@ def terminal_table(measurements: Sequence[Measurement], machine: dict[str, Any])
 
 
 def _goals_text(found: Sequence[Verdict]) -> Text:
-    missed = [f"{verdict.goal}: {verdict.found}" for verdict in found if verdict.reached is False]
-    if missed:
-        return Text("not reached: " + ", ".join(missed), style="red")
-    if any(verdict.reached is None for verdict in found):
-        return Text("not all measured", style="yellow")
-    return Text("reached" if found else "", style="green")
+    if not found:
+        return Text("")
+    reached = sum(verdict.reached is True for verdict in found)
+    style = "green" if reached == len(found) else "red"
+    return Text(f"{reached} of {len(found)}", style=style)
+
+
+def notes(measurements: Sequence[Measurement], machine: dict[str, Any]) -> list[Text]:
+    """What the table has no room for: missed goals, failures of the compiler, doubts."""
+    lines = []
+    for measurement in measurements:
+        title = measurement.case.title
+        for verdict in verdicts(measurement):
+            if verdict.reached is False:
+                lines.append(Text(f"{title}: {verdict.goal} not reached: {verdict.found}", "red"))
+            elif verdict.reached is None:
+                lines.append(Text(f"{title}: {verdict.goal} not measured", "yellow"))
+        if measurement.compiled is not None and measurement.compiled.failure is not None:
+            failure = measurement.compiled.failure
+            lines.append(Text(f"{title}: torch.compile failed: {failure}", "yellow"))
+    load, cores = machine["load_before"], machine["cores"]
+    if load is not None and load > cores / 2:
+        busy = f"The machine was busy (load {load} on {cores} cores): do not trust these times."
+        lines.append(Text(busy, "yellow"))
+    return lines
 
 
 def machine_line(machine: dict[str, Any]) -> str:

@@ -25,14 +25,14 @@ from benchmarks.measure import Effort, Measurement, measure
 from benchmarks.report import (
     as_json,
     describe_machine,
-    is_busy,
     markdown,
+    notes,
     replace_marked,
     terminal_table,
 )
 
 # What the table needs; a pipe has no width of its own.
-TABLE_WIDTH = 180
+TABLE_WIDTH = 150
 
 
 @dataclass(frozen=True)
@@ -162,15 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe_machine(settings.device, settings.threads)
     measurements = measure_all(settings, console)
     console.print(terminal_table(measurements, machine))
-    for measurement in measurements:
-        if measurement.compiled is not None and measurement.compiled.failure is not None:
-            reason = measurement.compiled.failure
-            console.print(f"torch.compile failed on {measurement.case.title}: {reason}")
-    if is_busy(machine):
-        console.print(
-            f"[yellow]The machine was busy (load {machine['load_before']} on {machine['cores']} "
-            "cores): do not trust these times.[/yellow]"
-        )
+    for note in notes(measurements, machine):
+        console.print(note)
     write_files(measurements, machine, settings, console)
     return 0
 

@@ -11,9 +11,17 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 
 from fastloss import functional, modules, reference
-from fastloss._info import build_info
+from fastloss._info import build_info, empty_cache
 from fastloss.integrations import patch
 from fastloss.modules import *  # noqa: F403
 
 __version__ = _version("fastloss")
-__all__ = ["__version__", "build_info", "functional", "patch", "reference", *modules.__all__]
+__all__ = [
+    "__version__",
+    "build_info",
+    "empty_cache",
+    "functional",
+    "patch",
+    "reference",
+    *modules.__all__,
+]

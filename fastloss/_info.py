@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is installed: for bug reports, and for the tests that hold the names together."""
+"""What is installed, and what it keeps."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def build_info() -> dict[str, str | bool]:
         True
     """
     return {"version": version("fastloss"), "torch_running": torch.__version__, **_C.build_info()}
+
+
+def empty_cache() -> None:
+    """Gives the memory kept for CPU gradients back to the system.
+
+    The blocks of gradients freed last (1 MiB and larger, at most 8 and 512 MiB in all) are kept for
+    the next step, which asks for the same sizes again: taking them fresh from the system costs more
+    than most losses. CUDA gradients come from torch's own caching allocator.
+
+    Example:
+        >>> import fastloss
+        >>> fastloss.empty_cache()
+    """
+    _C.empty_cache()

@@ -240,4 +240,5 @@ for _engine, _function in {
     "box_matrix": _box_matrix_reference,
     "box_crowd": _box_crowd_reference,
 }.items():
-    _library.impl(f"{_engine}_reference", _function, "CompositeImplicitAutograd")
+    for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
+        _library.impl(f"{_engine}_reference", _function, _key)

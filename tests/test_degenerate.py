@@ -148,7 +148,8 @@ def test_nan_stays_in_its_element(case: Case, dtype: torch.dtype, size: int, dev
             wide = as_float64(arguments)
             expected = gradients(case.reference(wide, reduction="none"), wide)
             for other, gradient in gradients(loss, arguments).items():
-                assert torch.equal(gradient.isnan(), expected[other].isnan()), f"{name} {coordinate}, gradient of {other}"
+                lost = expected[other].isnan() & ~gradient.isnan()
+                assert not lost.any(), f"{name} {coordinate}, gradient of {other}"
                 bad_gradient = bad if gradient.dim() == bad.dim() else bad.unsqueeze(-1).expand_as(gradient)
                 assert torch.equal(gradient[~bad_gradient], clean_gradients[other][~bad_gradient])
 
@@ -200,7 +201,12 @@ def test_nan_stays_in_its_box(case: Case, device: str) -> None:
     (gradient,) = gradients(loss, arguments).values()
     assert loss.isnan().nonzero().flatten().tolist() == [3]
     assert gradient.isnan().any(1).nonzero().flatten().tolist() == [3]
-    check_against_oracle(case, arguments, reduction="none")
+    wide = as_float64(arguments)
+    expected = case.reference(wide, reduction="none")
+    (expected_gradient,) = gradients(expected, wide).values()
+    others = torch.arange(9) != 3
+    assert_close(loss[others], expected[others], case.float32, "loss of the other boxes")
+    assert_close(gradient[others], expected_gradient[others], case.float32, "gradient of the other boxes")
 
 
 # ----------------------------------------------------------------------------------------------------------- no mutation

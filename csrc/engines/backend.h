@@ -27,6 +27,7 @@ struct LossInfo {
   int device_parameter_index;  // the parameter that may come from the device, or -1
   bool weighted_mean;  // a weighted mean divides by Σ weight (else by the number of elements)
   bool class_targets;  // integer targets may be class indices
+  const char *input_name, *target_name;  // what a pointwise loss calls its arguments
 };
 struct LossList {
   const LossInfo* begin;

@@ -56,7 +56,8 @@ struct RepulsionLoss {
   static FASTLOSS_INLINE auto smooth_l1(const X& difference) {
     using V = value_type<X>;
     const auto distance = abs(difference);
-    return select(distance < V(1), V(0.5) * square(distance), distance - V(0.5));
+    // Asked this way round NaN is quadratic, and its slope NaN.
+    return select(distance >= V(1), distance - V(0.5), V(0.5) * square(distance));
   }
 
   // −ln(1 − x) up to sigma, from there on straight along the tangent: no pole at 1.

@@ -20,8 +20,13 @@ struct List {
     if constexpr (requires { Formula::kWeightedMean; }) weighted_mean = Formula::kWeightedMean;
     bool class_targets = false;
     if constexpr (requires { Formula::kClassTargets; }) class_targets = Formula::kClassTargets;
+    const char *input = "input", *target = "target";
+    if constexpr (requires { Formula::kInputName; }) input = Formula::kInputName;
+    if constexpr (requires { Formula::kTargetName; }) target = Formula::kTargetName;
     static_assert(Formula::kParameters <= kMaxParameters);
-    return {Formula::kName, Formula::kParameters, device_parameter, weighted_mean, class_targets};
+    return {Formula::kName, Formula::kParameters, device_parameter,
+            weighted_mean,  class_targets,        input,
+            target};
   }
   static constexpr LossInfo kInfo[kSize] = {info<Formulas>()...};
 

@@ -40,7 +40,8 @@ struct SmoothL1Loss {
     const auto distance = abs(x - t);
     // beta = 0 is the L1 loss: no distance is below it, and the quotient must not divide by it.
     const T half_inverse = beta > T(0) ? T(0.5) / beta : T(0);
-    return select(distance < beta, half_inverse * square(distance), distance - T(0.5) * beta);
+    // Asked this way round NaN is quadratic, and its slope NaN, as torch has it.
+    return select(distance >= beta, distance - T(0.5) * beta, half_inverse * square(distance));
   }
 };
 
@@ -53,8 +54,9 @@ struct HuberLoss {
                                    const T* parameter) {
     const T delta = parameter[0];
     const auto distance = abs(x - t);
-    return select(distance <= delta, T(0.5) * square(distance),
-                  delta * (distance - T(0.5) * delta));
+    // Asked this way round NaN is quadratic, and its slope NaN, as torch has it.
+    return select(distance > delta, delta * (distance - T(0.5) * delta),
+                  T(0.5) * square(distance));
   }
 };
 
@@ -81,6 +83,7 @@ struct SigmoidFocalLoss {
   static constexpr const char* kName = "sigmoid_focal_loss";
   static constexpr int kParameters = 2;  // alpha (negative: no alpha), gamma
   static constexpr bool kClassTargets = true;
+  static constexpr const char *kInputName = "inputs", *kTargetName = "targets";  // as torchvision
   template <class X, class Y, class P, class T>
   static FASTLOSS_INLINE auto loss(const X& x, const Y& t, const P& pos_weight,
                                    const T* parameter) {

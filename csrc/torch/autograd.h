@@ -34,9 +34,13 @@ inline bool requires_grad(const OptionalTensor& tensor) {
   return tensor && tensor->requires_grad();
 }
 
+// A dual tensor of torch's forward mode: its tangent must not be lost.
+inline bool has_tangent(const Tensor& tensor) { return tensor._fw_grad(/*level=*/0).defined(); }
+
 // Whether the kernels can serve calls with these tensors at all.
 inline bool kernels_serve(const Tensor& first, const Tensor& second) {
-  return has_kernels(first) && !is_functorch_wrapped(first) && !is_functorch_wrapped(second);
+  return has_kernels(first) && !is_functorch_wrapped(first) && !is_functorch_wrapped(second) &&
+         !has_tangent(first) && !has_tangent(second);
 }
 
 // The saved gradient times the upstream gradient, in place where nobody else can see it.

@@ -12,6 +12,7 @@
 
 #include "engines/backend.h"
 #include "torch/checks.h"
+#include "torch/gradient_memory.h"
 #include "torch/operators.h"
 
 namespace fastloss {
@@ -89,8 +90,12 @@ Tensor pointwise(std::string_view loss, py::handle input, py::handle target,
                  const py::tuple& parameters, py::handle pos_weight, py::handle weight,
                  py::handle reduction, py::handle avg_factor) {
   static const auto op = find_operator<LossSignature>("fastloss::pointwise");
-  return call_loss(op, {"input", "target", "pos_weight"}, loss, input, target, parameters,
-                   pos_weight, weight, reduction, avg_factor);
+  const LossList& losses = catalogue().pointwise;
+  const int index = losses.find(std::string(loss).c_str());
+  const Names names{index < 0 ? "input" : losses.begin[index].input_name,
+                    index < 0 ? "target" : losses.begin[index].target_name, "pos_weight"};
+  return call_loss(op, names, loss, input, target, parameters, pos_weight, weight, reduction,
+                   avg_factor);
 }
 
 Tensor box_pair(std::string_view loss, py::handle boxes1, py::handle boxes2,
@@ -162,6 +167,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("box_crowd", torch::wrap_pybind_function(box_crowd));
   module.def("build_info", build_info);
   module.def("kernels", kernels);
+  module.def("empty_cache", [] { GradientMemory::instance().empty_cache(); });
 }
 
 }  // namespace fastloss

@@ -78,7 +78,7 @@ inline std::tuple<Tensor, Tensor> box_crowd_kernel(
   arguments.is_double = type == at::kDouble;
   const Launch launch(boxes);
   launch.backend().box_crowd(arguments, launch.execution());
-  return {values, needs_gradient ? typed_gradient.to(boxes.scalar_type()) : gradient};
+  return {values, needs_gradient ? narrowed(typed_gradient, boxes.scalar_type()) : gradient};
 }
 
 // The arguments of a crowd loss besides the boxes, kept for backward together with the gradient.
@@ -109,7 +109,10 @@ struct CrowdFunction : torch::autograd::Function<CrowdFunction> {
     // gradient first.
     auto [loss, gradient] =
         call->call(forward_operator(), boxes, OptionalTensor(), call->reduction != "none");
-    context->save_for_backward({boxes});
+    // Saved, not only kept with the call: torch then notices changes in place.
+    context->save_for_backward({boxes, call->targets, call->target_index,
+                                call->batch_index.value_or(Tensor()),
+                                call->target_batch_index.value_or(Tensor())});
     call->gradient = call->reduction != "none" ? gradient : Tensor();
     context->saved_data["call"] = at::IValue::make_capsule(call);
     return loss;
@@ -120,9 +123,9 @@ struct CrowdFunction : torch::autograd::Function<CrowdFunction> {
     const Tensor& upstream = upstreams[0];
     if (c10::GradMode::is_enabled()) {
       static const auto reference = find_operator<CrowdSignature>("fastloss::box_crowd_reference");
-      const variable_list inputs = context->get_saved_variables();
-      const Tensor loss = call.call(reference, inputs[0]);
-      variable_list result = differentiable_gradients(loss, inputs, {true}, upstream);
+      const Tensor boxes = context->get_saved_variables()[0];
+      const Tensor loss = call.call(reference, boxes);
+      variable_list result = differentiable_gradients(loss, {boxes}, {true}, upstream);
       result.emplace_back();  // the call
       return result;
     }

@@ -86,7 +86,7 @@ inline std::tuple<Tensor, Tensor> box_matrix_backward_kernel(std::string_view ki
   if (needs[1]) inputs.arguments.gradient2 = gradient2.mutable_data_ptr();
   const Launch launch(boxes1);
   launch.backend().box_matrix(inputs.arguments, launch.execution());
-  return {gradient1.to(boxes1.scalar_type()), gradient2.to(boxes2.scalar_type())};
+  return {narrowed(gradient1, boxes1.scalar_type()), narrowed(gradient2, boxes2.scalar_type())};
 }
 
 struct MatrixFunction : torch::autograd::Function<MatrixFunction> {

@@ -121,22 +121,26 @@ struct PointwiseEngine {
     const LossList& losses = catalogue().pointwise;
     const LossInfo& info = losses.begin[check_loss(losses, options.loss, options.parameters)];
     options.kind();
-    check_floating(options.loss, "input", input);
-    check_same_device(options.loss, "target", target, "input", input);
+    check_floating(options.loss, info.input_name, input);
+    check_same_device(options.loss, info.target_name, target, info.input_name, input);
     if (has_class_targets(info, input, target)) {
-      check_integer(options.loss, "target", target);
+      check_integer(options.loss, info.target_name, target);
     } else {
-      check_number_type(options.loss, "target", target);
-      check_same_shape(options.loss, "target", target, "input", input);
+      check_number_type(options.loss, info.target_name, target);
+      TORCH_CHECK_VALUE(
+          target.sym_sizes() == input.sym_sizes(), public_name(options.loss), ": ",
+          info.target_name, " must have the shape of ", info.input_name, ", ", input.sym_sizes(),
+          info.class_targets ? ", or be integers of that shape without the last dimension" : "",
+          ", got ", target.sym_sizes());
     }
     for (const auto& [name, tensor] :
          {std::pair("weight", &options.weight), std::pair("pos_weight", &options.extra)}) {
       if (!*tensor) continue;
       check_number_type(options.loss, name, **tensor);
-      check_same_device(options.loss, name, **tensor, "input", input);
-      check_broadcastable(options.loss, name, **tensor, "input", input);
+      check_same_device(options.loss, name, **tensor, info.input_name, input);
+      check_broadcastable(options.loss, name, **tensor, info.input_name, input);
     }
-    check_number(options.loss, "avg_factor", options.avg_factor, "input", input);
+    check_number(options.loss, "avg_factor", options.avg_factor, info.input_name, input);
     return info;
   }
 
@@ -206,9 +210,10 @@ struct PointwiseEngine {
     try {
       launch.backend().pointwise(arguments, launch.execution());
     } catch (const LabelOutOfRange& bad) {
-      TORCH_CHECK_INDEX(false, public_name(options.loss), ": target must be a class index in [0, ",
-                        bad.largest, "] (", bad.largest, ": background; negative: ignored), got ",
-                        bad.label, " at row ", bad.position);
+      TORCH_CHECK_INDEX(false, public_name(options.loss), ": ", info.target_name,
+                        " must be a class index in [0, ", bad.largest, "] (", bad.largest,
+                        ": background; negative: ignored), got ", bad.label, " at row ",
+                        bad.position);
     }
   }
 
@@ -360,8 +365,10 @@ struct SavedGradients : torch::CustomClassHolder {
   Tensor first, second;
 };
 
-template <class Engine>
-struct LossFunction : torch::autograd::Function<LossFunction<Engine>> {
+template <class EngineOfLoss, class Derived>
+struct LossFunction : torch::autograd::Function<Derived> {
+  using Engine = EngineOfLoss;
+
   static auto forward_operator() {
     static const auto op = find_operator<LossForwardSignature>(Engine::kForward);
     return op;
@@ -373,7 +380,10 @@ struct LossFunction : torch::autograd::Function<LossFunction<Engine>> {
     const Needs needs{first.requires_grad(), second.requires_grad()};
     auto [loss, first_gradient, second_gradient] =
         options.call(forward_operator(), first, second, needs);
-    context->save_for_backward({first, second});
+    // Saved, not only kept with the options: torch then notices changes in place.
+    context->save_for_backward({first, second, options.extra.value_or(Tensor()),
+                                options.weight.value_or(Tensor()),
+                                options.avg_factor.value_or(Tensor())});
     context->saved_data["gradients"] = at::IValue::make_capsule(
         c10::make_intrusive<SavedGradients>(options, defers_mean(options, first, second),
                                             std::move(first_gradient), std::move(second_gradient)));
@@ -387,8 +397,8 @@ struct LossFunction : torch::autograd::Function<LossFunction<Engine>> {
       static const auto reference = find_operator<LossSignature>(Engine::kReference);
       const variable_list inputs = context->get_saved_variables();
       const Tensor loss = saved.options.call(reference, inputs[0], inputs[1]);
-      variable_list result =
-          differentiable_gradients(loss, inputs, {needs[0], needs[1]}, upstreams[0]);
+      variable_list result = differentiable_gradients(loss, {inputs[0], inputs[1]},
+                                                      {needs[0], needs[1]}, upstreams[0]);
       result.emplace_back();  // the options
       return result;
     }
@@ -417,23 +427,28 @@ struct LossFunction : torch::autograd::Function<LossFunction<Engine>> {
   }
 };
 
-template <class Engine>
+// One type each: its name is what `grad_fn` shows.
+struct PointwiseLoss : LossFunction<PointwiseEngine, PointwiseLoss> {};
+struct BoxPairLoss : LossFunction<BoxPairEngine, BoxPairLoss> {};
+
+template <class Function>
 Tensor loss_entry(std::string_view loss, const Tensor& first, const Tensor& second,
                   Parameters parameters, const OptionalTensor& extra, const OptionalTensor& weight,
                   std::string_view reduction, const OptionalTensor& avg_factor,
                   OptionalNumber avg_number) {
   const Options options(loss, parameters, extra, weight, reduction, avg_factor, avg_number);
+  using Engine = typename Function::Engine;
   Engine::check(first, second, options);
   if (needs_reference(first, second, options)) {
     static const auto reference = find_operator<LossSignature>(Engine::kReference);
     return options.call(reference, first, second);
   }
   if (c10::GradMode::is_enabled() && (first.requires_grad() || second.requires_grad())) {
-    return LossFunction<Engine>::apply(first, second, options);
+    return Function::apply(first, second, options);
   }
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return std::get<0>(
-      options.call(LossFunction<Engine>::forward_operator(), first, second, Needs{false, false}));
+      options.call(Function::forward_operator(), first, second, Needs{false, false}));
 }
 
 }  // namespace fastloss

@@ -85,12 +85,21 @@ TORCH_LIBRARY(fastloss, library) {
 
   // The entries only check and choose, so tracing may look through them.
   library.impl("pointwise", c10::DispatchKey::CompositeImplicitAutograd,
-               TORCH_FN(loss_entry<PointwiseEngine>));
+               TORCH_FN(loss_entry<PointwiseLoss>));
   library.impl("box_pair", c10::DispatchKey::CompositeImplicitAutograd,
-               TORCH_FN(loss_entry<BoxPairEngine>));
+               TORCH_FN(loss_entry<BoxPairLoss>));
   library.impl("box_matrix", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(box_matrix_entry));
   library.impl("box_crowd", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(box_crowd_entry));
+
+  // Under vmap too they choose, namely the twin: without this, vmap would call them in a loop.
+  const auto under_vmap = [&](const char* name, auto entry) {
+    library.impl(name, c10::DispatchKey::FuncTorchBatchedDecomposition, entry);
+  };
+  under_vmap("pointwise", TORCH_FN(loss_entry<PointwiseLoss>));
+  under_vmap("box_pair", TORCH_FN(loss_entry<BoxPairLoss>));
+  under_vmap("box_matrix", TORCH_FN(box_matrix_entry));
+  under_vmap("box_crowd", TORCH_FN(box_crowd_entry));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));

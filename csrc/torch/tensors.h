@@ -3,19 +3,16 @@
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
 #include "core/layout.h"
 #include "core/types.h"
 #include "torch/checks.h"
+#include "torch/gradient_memory.h"
 
 namespace fastloss {
 
@@ -57,24 +54,24 @@ inline at::ScalarType accumulate_type(const Tensor& first, const Tensor& second)
                                                                                    : at::kFloat;
 }
 
-// Fresh memory for a gradient. Large blocks are mapped afresh at every step, and faulting them in
-// by pages of 4 KiB costs more than the loss itself: ask for huge pages. Small ones come from
-// malloc's own lists, already mapped.
+// Memory for a gradient, strided as empty_like would, or contiguous.
 inline Tensor empty_gradient(const Tensor& like, bool contiguous) {
-  Tensor gradient =
-      contiguous ? at::empty_symint(like.sym_sizes(), like.options()) : at::empty_like(like);
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr size_t kMappedBytes = size_t{32} << 20;  // glibc's largest threshold for mmap
-  if (gradient.is_cpu() && gradient.has_storage() && gradient.storage().nbytes() > kMappedBytes) {
-    static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const auto begin = reinterpret_cast<uintptr_t>(gradient.mutable_data_ptr());
-    const uintptr_t aligned = (begin + page - 1) / page * page;
-    const uintptr_t end = (begin + gradient.storage().nbytes()) / page * page;
-    madvise(reinterpret_cast<void*>(aligned), end - aligned,
-            MADV_HUGEPAGE);  // advice: a refusal is no error
+  if (!like.is_cpu() || like.nbytes() < GradientMemory::kSmallestBlock) {
+    return contiguous ? at::empty_symint(like.sym_sizes(), like.options()) : at::empty_like(like);
   }
-#endif
-  return gradient;
+  const auto shape =
+      at::empty_like(like, like.options().device(at::kMeta),
+                     contiguous ? at::MemoryFormat::Contiguous : at::MemoryFormat::Preserve);
+  return at::detail::empty_strided_generic(
+      shape.sizes(), shape.strides(), &GradientMemory::instance(),
+      c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type());
+}
+
+// A gradient in the dtype of its input. Finite numbers stay finite, as in the kernels' own stores.
+inline Tensor narrowed(const Tensor& gradient, at::ScalarType type) {
+  constexpr double kLargestHalf = 65504;
+  return type == at::kHalf ? gradient.clamp(-kLargestHalf, kLargestHalf).to(type)
+                           : gradient.to(type);
 }
 
 // What stands in for a gradient nobody asked for.

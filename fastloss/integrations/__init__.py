@@ -33,8 +33,8 @@ class _Patcher:
 
     Example:
         >>> import fastloss
-        >>> with fastloss.patch("torchvision"):  # doctest: +SKIP
-        ...     train(torchvision.models.detection.fcos_resnet50_fpn())
+        >>> fastloss.patch.available()["torchvision"].supported
+        '0.25 to 0.29'
     """
 
     def __call__(self, framework: str) -> Patch:

@@ -69,8 +69,8 @@ def _focal_loss(original: Function) -> Function:
         if not fits:
             return original(inputs, targets, alpha, gamma, reduction)
         loss = functional.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
-        if not _autocasts(inputs):
-            loss = loss.to(torch.promote_types(inputs.dtype, targets.dtype))
+        if inputs.dtype == targets.dtype != loss.dtype and not _autocasts(inputs):
+            loss = loss.to(inputs.dtype)  # torchvision computes in half precision, to the end
         return loss
 
     return _scripted_as(original, stand_in)

@@ -3,11 +3,11 @@
 // files compile as plain C++20 and run without a GPU, under the sanitizers too. Only what the
 // kernels use is here.
 //
-// The blocks of a grid run one after another and a block's threads are fibers (emulation.cpp),
-// which switch only where CUDA threads meet: at barriers and shuffles. A thread that never gets
-// there is just a function call. Stricter than a GPU: threads that exit or take another way while
-// others wait for them stop the process with a message, dynamic shared memory starts as NaN, and a
-// warp operation may only name lanes that still run.
+// The blocks of a grid run one after another, in another order at each launch, and a block's
+// threads are fibers (emulation.cpp), which switch only where CUDA threads meet: at barriers and
+// shuffles. A thread that never gets there is just a function call. Stricter than a GPU: threads
+// that exit or take another way while others wait for them stop the process with a message, dynamic
+// shared memory starts as NaN, and a warp operation may only name lanes that still run.
 #pragma once
 
 #include <cstddef>

@@ -7,11 +7,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -145,6 +147,9 @@ struct Device {
   unsigned at_block_barrier = 0;
   unsigned at_warp_operation[kMaxThreads / kWarp] = {};  // a bit per lane
   std::vector<std::uint32_t> dynamic_shared;
+
+  // A GPU promises no order: another one at each launch, the same ones in each process.
+  std::minstd_rand order_of_blocks;
 
   bool capturing = false;
 };
@@ -352,13 +357,16 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, void (*thread)(co
   gpu.dynamic_shared = std::vector<std::uint32_t>((shared_bytes + 3) / 4);
   gridDim = grid;
   blockDim = block;
+  std::vector<uint3> blocks;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = {x, y, z};
-        run_block();
-      }
+      for (unsigned x = 0; x < grid.x; ++x) blocks.push_back({x, y, z});
     }
+  }
+  std::shuffle(blocks.begin(), blocks.end(), gpu.order_of_blocks);
+  for (const uint3& block_index : blocks) {
+    blockIdx = block_index;
+    run_block();
   }
 }
 

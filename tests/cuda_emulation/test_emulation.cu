@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -43,6 +44,26 @@ void test_positions() {
   bool right = true;
   for (unsigned i = 0; i < out.size(); ++i) right = right && out[i] == i / 60 * 1000 + i % 60;
   expect(right, "every thread of every block runs once, at its place");
+}
+
+__global__ void arrivals(unsigned* arrived, unsigned* out) {
+  if (threadIdx.x == 0) out[blockIdx.x] = atomicAdd(arrived, 1u);
+}
+
+void test_order_of_blocks() {
+  std::vector<std::vector<unsigned>> orders;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    unsigned arrived = 0;
+    std::vector<unsigned> order(50, ~0u);
+    launch(arrivals, 50, 32, 0, nullptr, &arrived, order.data());
+    orders.push_back(order);
+    std::sort(order.begin(), order.end());
+    bool right = true;
+    for (unsigned i = 0; i < order.size(); ++i) right = right && order[i] == i;
+    expect(right, "every block runs once");
+  }
+  expect(orders[0] != orders[1] && orders[1] != orders[2] && orders[0] != orders[2],
+         "the blocks run in another order at each launch");
 }
 
 __global__ void copy_wide(const float4* in, float4* out) {
@@ -318,6 +339,7 @@ void test_divergence() {
 
 int run_tests() {
   test_positions();
+  test_order_of_blocks();
   test_vector_types();
   test_shared_memory();
   test_shuffles<int>();

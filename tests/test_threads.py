@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""Deterministic: the same bits from run to run and with any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import Case
+from support import each_case, gradients, upstream_for
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def large(case: Case) -> int | tuple[int, ...]:
+    """Several chunks of work for every engine."""
+    return {
+        "pointwise": (30_011, 7) if len(case.family.shape_of(3)) > 1 else 200_003,
+        "box_pair": 40_009,
+        "box_matrix": (3, 150, 130),
+        "box_crowd": (500, 60),
+    }[case.family.engine]
+
+
+def results(case: Case, reduction: dict[str, str], threads: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    torch.set_num_threads(threads)
+    arguments = case.arguments(large(case), dtype, requires_grad=True)
+    loss = case.loss(arguments, **reduction)
+    return [loss.detach(), *gradients(loss, arguments, upstream_for(loss)).values()]
+
+
+@each_case()
+def test_same_bits_from_run_to_run_and_with_any_number_of_threads(case: Case) -> None:
+    for reduction in case.reductions[:2]:
+        expected = results(case, reduction, threads=2)
+        for threads in (2, 1, 3):
+            for found, wanted in zip(results(case, reduction, threads), expected, strict=True):
+                assert torch.equal(found, wanted), f"{threads} threads, {reduction}"
+
+
+@each_case(lambda case: case.family.element_wise)
+def test_large_sums_are_accurate(case: Case) -> None:
+    """A sum over all chunks, compared with the sum of the unreduced losses in float64."""
+    arguments = case.arguments(large(case))
+    expected = case.loss(arguments, reduction="none").double().sum()
+    for reduction, wanted in (("sum", expected), ("mean", None)):
+        found = case.loss(arguments, reduction=reduction).double()
+        if wanted is not None:
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0.0)
+        else:
+            counted = (expected / found).item()
+            assert abs(counted - round(counted)) < 2e-6 * counted
+
+
+@pytest.mark.gpu
+@each_case()
+def test_same_bits_from_run_to_run_on_a_gpu(case: Case, device: str) -> None:
+    if device == "cpu":
+        pytest.skip("the other tests are about the CPU")
+    for reduction in case.reductions[:2]:
+        runs = []
+        for _ in range(3):
+            arguments = case.arguments(large(case), device=device, requires_grad=True)
+            loss = case.loss(arguments, **reduction)
+            runs.append([loss.detach(), *gradients(loss, arguments, upstream_for(loss)).values()])
+        for run in runs[1:]:
+            assert all(torch.equal(found, expected) for found, expected in zip(run, runs[0], strict=True))
