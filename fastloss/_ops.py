@@ -137,11 +137,16 @@ def _twin(loss: str) -> tuple[Callable[..., Tensor], tuple[str, ...], dict[str, 
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in _TENSORS_AND_REDUCTION:
             continue
-        if parameter.name == "mode":
-            options["mode"] = option
+        if parameter.name in ("mode", "kind"):
+            options[parameter.name] = option
         else:
             floats.append(parameter.name)
     return function, tuple(floats), options
+
+
+def parameter_name(loss: str, index: int) -> str:
+    """What the signature calls a float parameter; asked by the extension for its messages."""
+    return _twin(loss)[1][index]
 
 
 _TENSORS_AND_REDUCTION = frozenset(

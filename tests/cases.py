@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The one table: a row per loss and variant. Tests and benchmarks iterate over it; a new loss is one more row.
+"""The one table: a row per loss and variant. Tests and benchmarks iterate over it.
 
-A :class:`Family` is what losses of one access pattern share: how inputs of a shape look, which of them have gradients,
-which ones are degenerate. A :class:`Case` is a row.
+A new loss is one more row, a :class:`Case`. A :class:`Family` is what losses of one access pattern
+share: how inputs of a shape look, which of them have gradients, which ones are degenerate.
 """
 
 from __future__ import annotations
@@ -52,13 +52,15 @@ class Family:
 
     Attributes:
         engine: Name of the engine, a key of ``fastloss._C.kernels()``.
-        build: Tensors by argument name, in the order of the signature, for a shape; floating ones are float64.
+        build: Tensors by argument name, in the order of the signature, for a shape; floating ones
+            are float64.
         degenerate: Tensors on which a careless formula fails: 0 / 0, infinity, overflow.
         shape_of: The shape with about so many elements (or boxes).
         differentiable: The arguments with a gradient; the first one is the prediction.
         integers: The arguments that are class indices or the like.
         weight_shapes: The shapes a weight may have; none where the function takes no weight.
-        element_wise: Whether a number of the unreduced loss depends on one element (or box pair) alone.
+        element_wise: Whether a number of the unreduced loss depends on one element (or box pair)
+            alone.
         reduces: Whether there is a ``reduction`` at all.
     """
 
@@ -114,7 +116,9 @@ class Case:
 
     @property
     def reductions(self) -> tuple[Arguments, ...]:
-        """The keyword arguments that reduce: one dictionary per reduction, empty where nothing is reduced."""
+        """The keyword arguments that reduce: one dictionary per reduction, empty where nothing is
+        reduced.
+        """
         if not self.family.reduces:
             return ({},)
         return tuple({"reduction": name} for name in ("none", "mean", "sum"))
@@ -142,7 +146,7 @@ class Case:
             device: Where they lie.
             seed: Of the random numbers.
             requires_grad: The arguments that do, or True for all that can.
-            degenerate: The degenerate inputs in place of random ones; the size does not matter then.
+            degenerate: The degenerate inputs in place of random ones, whatever the size.
             **dtypes: Other dtypes, by the argument's name.
         """
         shape = size if isinstance(size, tuple) else self.family.shape_of(size)
@@ -183,7 +187,9 @@ class Case:
         return getattr(reference, self.function)(**arguments, **more)
 
     def compulsory_bytes(self, arguments: Arguments, *, gradient: bool = True) -> int:
-        """What any implementation moves: every input read once, every gradient written once, an unreduced loss."""
+        """What any implementation moves: every input read once, every gradient written once, an
+        unreduced loss.
+        """
         tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
         moved = sum(tensor.nbytes for tensor in tensors)
         if gradient:
@@ -194,7 +200,7 @@ class Case:
         return moved
 
 
-# --------------------------------------------------------------------------------------------------------------- boxes
+# -------------------------------------------------------------------------------------------- boxes
 
 
 def _random_boxes(shape: Shape, generator: Generator) -> Tensor:
@@ -216,7 +222,8 @@ def _box_pairs(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     return {"boxes1": predictions, "boxes2": targets}
 
 
-# Every way in which a box can be degenerate, beside a few that are not. All numbers are exact in every dtype, and
+# Every way in which a box can be degenerate, beside a few that are not. All numbers are exact in
+# every dtype, and
 # products of the largest stay finite in float32.
 _DEGENERATE_BOXES = (
     (0.0, 0.0, 0.0, 0.0),  # a point at the origin
@@ -341,10 +348,24 @@ CROWD_OF_IMAGES = Family(
 )
 
 
-# ------------------------------------------------------------------------------------------------------ classification
+# ----------------------------------------------------------------------------------- classification
 
 # Up to the largest a logit may be asked for, and where exponentials of float32 end.
-_DEGENERATE_LOGITS = (0.0, 2.0**-24, -(2.0**-24), 1.0, -1.0, 17.0, -17.0, 88.0, -88.0, 104.0, -104.0, 1e4, -1e4)
+_DEGENERATE_LOGITS = (
+    0.0,
+    2.0**-24,
+    -(2.0**-24),
+    1.0,
+    -1.0,
+    17.0,
+    -17.0,
+    88.0,
+    -88.0,
+    104.0,
+    -104.0,
+    1e4,
+    -1e4,
+)
 
 
 def _logits(shape: Shape, generator: Generator) -> Tensor:
@@ -397,7 +418,10 @@ def _binary_with_pos_weight(shape: Shape, generator: Generator) -> dict[str, Ten
 BINARY_WITH_POS_WEIGHT = Family(
     engine="pointwise",
     build=_binary_with_pos_weight,
-    degenerate=lambda: {**BINARY.degenerate(), "pos_weight": torch.tensor(3.0, dtype=torch.float64)},
+    degenerate=lambda: {
+        **BINARY.degenerate(),
+        "pos_weight": torch.tensor(3.0, dtype=torch.float64),
+    },
     differentiable=BINARY.differentiable,
     shape_of=BINARY.shape_of,
     weight_shapes=_broadcastable,
@@ -437,7 +461,7 @@ CLASS_INDICES = Family(
 )
 
 
-# ---------------------------------------------------------------------------------------------------------- regression
+# --------------------------------------------------------------------------------------- regression
 
 
 def _predictions_and_targets(shape: Shape, generator: Generator) -> dict[str, Tensor]:
@@ -448,7 +472,9 @@ def _predictions_and_targets(shape: Shape, generator: Generator) -> dict[str, Te
 
 
 def _degenerate_regression() -> dict[str, Tensor]:
-    numbers = torch.tensor((0.0, 2.0**-24, 1.0, -1.0, 256.0, 1e4, -1e4, 32768.0), dtype=torch.float64)
+    numbers = torch.tensor(
+        (0.0, 2.0**-24, 1.0, -1.0, 256.0, 1e4, -1e4, 32768.0), dtype=torch.float64
+    )
     both = torch.cartesian_prod(numbers, numbers)
     return {"input": both[:, 0].contiguous(), "target": both[:, 1].contiguous()}
 
@@ -462,85 +488,190 @@ REGRESSION = Family(
 )
 
 
-# ------------------------------------------------------------------------------------------------------------ the table
+# ---------------------------------------------------------------------------------------- the table
 
 CASES: tuple[Case, ...] = (
     Case("box_iou_loss", "IoU", BOX_PAIRS, "BoxIoULoss", "box_iou_loss/linear"),
-    Case("box_iou_loss", "IoU square", BOX_PAIRS, "BoxIoULoss", "box_iou_loss/square", "square", {"mode": "square"}),
-    Case("box_iou_loss", "IoU log", BOX_PAIRS, "BoxIoULoss", "box_iou_loss/log", "log", {"mode": "log"}),
+    Case(
+        "box_iou_loss",
+        "IoU square",
+        BOX_PAIRS,
+        "BoxIoULoss",
+        "box_iou_loss/square",
+        "square",
+        {"mode": "square"},
+    ),
+    Case(
+        "box_iou_loss",
+        "IoU log",
+        BOX_PAIRS,
+        "BoxIoULoss",
+        "box_iou_loss/log",
+        "log",
+        {"mode": "log"},
+    ),
     Case("generalized_box_iou_loss", "GIoU", BOX_PAIRS, "GeneralizedBoxIoULoss"),
     Case("distance_box_iou_loss", "DIoU", BOX_PAIRS, "DistanceBoxIoULoss"),
     Case("complete_box_iou_loss", "CIoU", BOX_PAIRS, "CompleteBoxIoULoss", exact_gradient=False),
     Case(
-        "complete_box_iou_loss", "CIoU, α from IoU 0.5", BOX_PAIRS, "CompleteBoxIoULoss",
-        variant="aspect_threshold", options={"aspect_threshold": 0.5}, exact_gradient=False,
+        "complete_box_iou_loss",
+        "CIoU, α from IoU 0.5",
+        BOX_PAIRS,
+        "CompleteBoxIoULoss",
+        variant="aspect_threshold",
+        options={"aspect_threshold": 0.5},
+        exact_gradient=False,
     ),
     Case("efficient_box_iou_loss", "EIoU", BOX_PAIRS, "EfficientBoxIoULoss"),
     Case(
-        "efficient_box_iou_loss", "Focal-EIoU", BOX_PAIRS, "EfficientBoxIoULoss",
-        variant="focal", options={"gamma": 0.5},
+        "efficient_box_iou_loss",
+        "Focal-EIoU",
+        BOX_PAIRS,
+        "EfficientBoxIoULoss",
+        variant="focal",
+        options={"gamma": 0.5},
     ),
     Case(
-        "efficient_box_iou_loss", "Focal-EIoU, detached", BOX_PAIRS, "EfficientBoxIoULoss",
-        variant="focal_detached", options={"gamma": 0.5, "detach_focal": True}, exact_gradient=False,
+        "efficient_box_iou_loss",
+        "Focal-EIoU, detached",
+        BOX_PAIRS,
+        "EfficientBoxIoULoss",
+        variant="focal_detached",
+        options={"gamma": 0.5, "detach_focal": True},
+        exact_gradient=False,
     ),
     Case("scylla_box_iou_loss", "SIoU", BOX_PAIRS, "ScyllaBoxIoULoss"),
-    Case("scylla_box_iou_loss", "SIoU, θ 2.5", BOX_PAIRS, "ScyllaBoxIoULoss", variant="theta", options={"theta": 2.5}),
+    Case(
+        "scylla_box_iou_loss",
+        "SIoU, θ 2.5",
+        BOX_PAIRS,
+        "ScyllaBoxIoULoss",
+        variant="theta",
+        options={"theta": 2.5},
+    ),
     Case("wise_box_iou_loss", "WIoU v1", BOX_PAIRS, "WiseBoxIoULoss", exact_gradient=False),
     Case(
-        "wise_box_iou_loss", "WIoU v2", BOX_PAIRS, "WiseBoxIoULoss",
-        variant="v2", options={"version": 2, "iou_mean": 0.4}, exact_gradient=False,
+        "wise_box_iou_loss",
+        "WIoU v2",
+        BOX_PAIRS,
+        "WiseBoxIoULoss",
+        variant="v2",
+        options={"version": 2, "iou_mean": 0.4},
+        exact_gradient=False,
     ),
     Case(
-        "wise_box_iou_loss", "WIoU v3", BOX_PAIRS, "WiseBoxIoULoss",
-        variant="v3", options={"version": 3, "iou_mean": 0.4}, exact_gradient=False,
+        "wise_box_iou_loss",
+        "WIoU v3",
+        BOX_PAIRS,
+        "WiseBoxIoULoss",
+        variant="v3",
+        options={"version": 3, "iou_mean": 0.4},
+        exact_gradient=False,
     ),
     Case(
-        "wise_box_iou_loss", "WIoU v3, mean on the device", BOX_PAIRS, "WiseBoxIoULoss",
-        variant="v3_tensor", options={"version": 3, "iou_mean": torch.tensor(0.4), "delta": 2.5}, exact_gradient=False,
+        "wise_box_iou_loss",
+        "WIoU v3, mean on the device",
+        BOX_PAIRS,
+        "WiseBoxIoULoss",
+        variant="v3_tensor",
+        options={"version": 3, "iou_mean": torch.tensor(0.4), "delta": 2.5},
+        exact_gradient=False,
     ),
-    Case("sigmoid_aspect_box_iou_loss", "XIoU", BOX_PAIRS, "SigmoidAspectBoxIoULoss", exact_gradient=False),
     Case(
-        "normalized_wasserstein_loss", "NWD", BOX_PAIRS, "NormalizedWassersteinLoss",
-        "normalized_wasserstein_loss/exp", float32=CANCELLING,
+        "sigmoid_aspect_box_iou_loss",
+        "XIoU",
+        BOX_PAIRS,
+        "SigmoidAspectBoxIoULoss",
+        exact_gradient=False,
+    ),
+    Case(
+        "normalized_wasserstein_loss",
+        "NWD",
+        BOX_PAIRS,
+        "NormalizedWassersteinLoss",
+        "normalized_wasserstein_loss/exp",
+        float32=CANCELLING,
     ),
     *(
         Case(
-            "normalized_wasserstein_loss", f"NWD {mode}", BOX_PAIRS, "NormalizedWassersteinLoss",
-            f"normalized_wasserstein_loss/{mode}", mode, {"mode": mode}, float32=CANCELLING,
+            "normalized_wasserstein_loss",
+            f"NWD {mode}",
+            BOX_PAIRS,
+            "NormalizedWassersteinLoss",
+            f"normalized_wasserstein_loss/{mode}",
+            mode,
+            {"mode": mode},
+            float32=CANCELLING,
         )
         for mode in ("sqrt", "log", "w2")
     ),
     Case("repulsion_loss", "Repulsion", CROWD, "RepulsionLoss"),
     Case(
-        "repulsion_loss", "Repulsion, images", CROWD_OF_IMAGES, "RepulsionLoss",
-        variant="images", options={"sigma_gt": 0.4, "sigma_box": 0.2, "alpha": 0.7, "beta": 0.3},
+        "repulsion_loss",
+        "Repulsion, images",
+        CROWD_OF_IMAGES,
+        "RepulsionLoss",
+        variant="images",
+        options={"sigma_gt": 0.4, "sigma_box": 0.2, "alpha": 0.7, "beta": 0.3},
     ),
     *(
         Case(
-            "pairwise_box_iou", f"pairwise {kind}", BOX_SETS, None, kind, kind, {"kind": kind},
+            "pairwise_box_iou",
+            f"pairwise {kind}",
+            BOX_SETS,
+            None,
+            kind,
+            kind,
+            {"kind": kind},
             exact_gradient=kind != "ciou",
         )
         for kind in ("iou", "giou", "diou", "ciou", "eiou", "siou", "nwd")
     ),
     Case("sigmoid_focal_loss", "Focal", DETECTION_LOGITS, "SigmoidFocalLoss"),
     Case(
-        "sigmoid_focal_loss", "Focal, γ 1.5, no α", DETECTION_LOGITS, "SigmoidFocalLoss",
-        variant="gamma", options={"alpha": -1, "gamma": 1.5},
+        "sigmoid_focal_loss",
+        "Focal, γ 1.5, no α",
+        DETECTION_LOGITS,
+        "SigmoidFocalLoss",
+        variant="gamma",
+        options={"alpha": -1, "gamma": 1.5},
     ),
-    Case("sigmoid_focal_loss", "Focal, class indices", CLASS_INDICES, "SigmoidFocalLoss", variant="indices"),
+    Case(
+        "sigmoid_focal_loss",
+        "Focal, class indices",
+        CLASS_INDICES,
+        "SigmoidFocalLoss",
+        variant="indices",
+    ),
     Case("binary_cross_entropy_with_logits", "BCE", BINARY, "BCEWithLogitsLoss"),
     Case(
-        "binary_cross_entropy_with_logits", "BCE, positive weight", BINARY_WITH_POS_WEIGHT, "BCEWithLogitsLoss",
+        "binary_cross_entropy_with_logits",
+        "BCE, positive weight",
+        BINARY_WITH_POS_WEIGHT,
+        "BCEWithLogitsLoss",
         variant="pos_weight",
     ),
     Case("mse_loss", "MSE", REGRESSION, "MSELoss"),
     Case("l1_loss", "L1", REGRESSION, "L1Loss"),
     Case("smooth_l1_loss", "Smooth L1", REGRESSION, "SmoothL1Loss"),
-    Case("smooth_l1_loss", "Smooth L1, β 0", REGRESSION, "SmoothL1Loss", variant="beta_0", options={"beta": 0.0}),
+    Case(
+        "smooth_l1_loss",
+        "Smooth L1, β 0",
+        REGRESSION,
+        "SmoothL1Loss",
+        variant="beta_0",
+        options={"beta": 0.0},
+    ),
     Case("huber_loss", "Huber", REGRESSION, "HuberLoss"),
-    Case("huber_loss", "Huber, δ 0.3", REGRESSION, "HuberLoss", variant="delta", options={"delta": 0.3}),
-)  # fmt: skip
+    Case(
+        "huber_loss",
+        "Huber, δ 0.3",
+        REGRESSION,
+        "HuberLoss",
+        variant="delta",
+        options={"delta": 0.3},
+    ),
+)
 
 
 def find_case(id: str) -> Case:

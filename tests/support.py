@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What the tests share: the float64 oracle, comparisons, and the decorator that turns rows into tests."""
+"""What the tests share: the float64 oracle, comparisons, and the decorator that turns rows into
+tests.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from cases import CASES, TOLERANCES, Arguments, Case, Tolerance
+from torch import Tensor
 
 
 def each_case(
@@ -44,7 +45,9 @@ def upstream_for(loss: Tensor, seed: int = 7) -> Tensor:
     return torch.where(numbers == 1, 1.5, numbers).to(loss.device, loss.dtype)
 
 
-def gradients(loss: Tensor, arguments: Arguments, upstream: Tensor | None = None, **options: Any) -> dict[str, Tensor]:
+def gradients(
+    loss: Tensor, arguments: Arguments, upstream: Tensor | None = None, **options: Any
+) -> dict[str, Tensor]:
     """The gradient of every argument that requires one."""
     names = [name for name, tensor in floating(arguments) if tensor.requires_grad]
     upstream = upstream_for(loss) if upstream is None else upstream.to(loss)
@@ -57,8 +60,10 @@ def tolerance_of(case: Case, dtype: torch.dtype) -> Tolerance:
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: Tolerance, what: str) -> None:
-    """Compares with the oracle's float64 numbers; the shapes must agree, and NaN only equals NaN."""
-    assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    """Compares with the oracle's float64 numbers; shapes must agree, and NaN only equals NaN."""
+    assert found.shape == expected.shape, (
+        f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    )
     if expected.numel() == 0:
         return
     wide, expected = found.detach().double(), expected.detach().double().to(found.device)
@@ -66,11 +71,16 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: Tolerance, what: st
     floor = 4 * torch.finfo(found.dtype).smallest_normal * torch.finfo(found.dtype).eps
     largest = expected.nan_to_num(0.0).abs().max()
     allowed = tolerance.relative * expected.abs() + tolerance.absolute * largest + floor
-    wrong = ~(((wide - expected).abs() <= allowed) | (wide == expected) | (wide.isnan() & expected.isnan()))
+    wrong = ~(
+        ((wide - expected).abs() <= allowed)
+        | (wide == expected)
+        | (wide.isnan() & expected.isnan())
+    )
     if wrong.any():
         worst = ((wide - expected).abs() / allowed).nan_to_num(torch.inf).where(wrong, 0.0).argmax()
         raise AssertionError(
-            f"{what}: {int(wrong.sum())} of {wrong.numel()} numbers are wrong; the worst is number {int(worst)}: "
+            f"{what}: {int(wrong.sum())} of {wrong.numel()} numbers are wrong; the worst is number "
+            f"{int(worst)}: "
             f"{wide.flatten()[worst].item()!r}, expected {expected.flatten()[worst].item()!r} "
             f"± {allowed.flatten()[worst].item():.3g}"
         )
@@ -90,9 +100,13 @@ def check_against_oracle(case: Case, arguments: Arguments, what: str = "", **mor
         expected_gradients = gradients(expected, wide, upstream)
         for name, gradient in gradients(loss, arguments, upstream).items():
             assert gradient.dtype == arguments[name].dtype
-            tolerance = tolerance_of(case, gradient.dtype if gradient.dtype.itemsize < 4 else loss.dtype)
+            tolerance = tolerance_of(
+                case, gradient.dtype if gradient.dtype.itemsize < 4 else loss.dtype
+            )
             tolerance = max(tolerance, tolerance_of(case, gradient.dtype), key=lambda t: t.relative)
-            assert_close(gradient, expected_gradients[name], tolerance, f"gradient of {name} {what}")
+            assert_close(
+                gradient, expected_gradients[name], tolerance, f"gradient of {name} {what}"
+            )
     return loss
 
 

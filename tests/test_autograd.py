@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The one backward: upstream gradients, graphs walked twice, create_graph, in-place changes, hooks and threads."""
+"""The one backward: upstream gradients, graphs walked twice, create_graph, in-place changes, hooks
+and threads.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +9,47 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import HALF_DTYPES, Arguments, Case, find_case
+from support import assert_close, each_case, gradients, tolerance_of, upstream_for
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import fastloss.functional as F
-from cases import HALF_DTYPES, Arguments, Case, find_case
-from support import assert_close, each_case, gradients, tolerance_of, upstream_for
 
 ONE = torch.ones(())
 
 
 @each_case(lambda case: case.family.reduces)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF_DTYPES])
-def test_gradient_scales_with_the_upstream_gradient(case: Case, dtype: torch.dtype, device: str) -> None:
+def test_gradient_scales_with_the_upstream_gradient(
+    case: Case, dtype: torch.dtype, device: str
+) -> None:
     """By powers of two, which change no digit."""
     for reduction in ("mean", "sum"):
         by_factor = {}
         for factor in (1.0, -4.0, 0.0):
             arguments = case.arguments(33, dtype, device=device, requires_grad=True)
-            by_factor[factor] = gradients(case.loss(arguments, reduction=reduction), arguments, factor * ONE)
+            by_factor[factor] = gradients(
+                case.loss(arguments, reduction=reduction), arguments, factor * ONE
+            )
         for name, gradient in by_factor[1.0].items():
             normal = gradient.abs() >= torch.finfo(dtype).smallest_normal
             assert torch.equal(by_factor[-4.0][name][normal], -4 * gradient[normal])
             assert not by_factor[0.0][name].any()
 
 
-@pytest.mark.table
-def test_an_upstream_gradient_of_one_touches_nothing() -> None:
-    """Not even a NaN's bits, or a denormal: nothing is multiplied."""
-    for dtype in (torch.float32, torch.float64, *HALF_DTYPES):
-        bits = torch.randint(0, 256, (64 * dtype.itemsize,), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
-        gradient = bits.clone().view(dtype)
-        torch.ops.fastloss.scale_(gradient, ONE)
-        assert torch.equal(gradient.view(torch.uint8), bits)
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_an_upstream_gradient_of_one_touches_nothing(factor: float) -> None:
+    """The gradient of the forward pass is handed on as it is: no kernel runs in the backward."""
+    for id in ("mse_loss", "complete_box_iou_loss", "repulsion_loss"):
+        arguments = find_case(id).arguments(33, requires_grad=True)
+        loss = find_case(id).loss(arguments, reduction="mean")
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            gradients(loss, arguments, factor * ONE)
+        scaled = any(event.name == "fastloss::scale_" for event in recorded.events())
+        assert scaled == (factor != 1)
+        assert not any("_forward" in event.name for event in recorded.events())
 
 
 @each_case()
@@ -47,20 +57,29 @@ def test_the_loss_takes_part_in_a_larger_graph(case: Case, device: str) -> None:
     """Producers before it, operations after it, and two uses of one input."""
 
     def composed(function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
-        doubled = {name: 2 * value if name == case.prediction else value for name, value in arguments.items()}
+        doubled = {
+            name: 2 * value if name == case.prediction else value
+            for name, value in arguments.items()
+        }
         options = {"reduction": "mean"} if case.family.reduces else {}
-        return 3 * function(doubled, **options).mean() + function(arguments, **options).square().mean()
+        return (
+            3 * function(doubled, **options).mean() + function(arguments, **options).square().mean()
+        )
 
     arguments = case.arguments(17, torch.float64, device=device, requires_grad=True)
     found = gradients(composed(case.loss, arguments), arguments)
     expected = gradients(composed(case.reference, arguments), arguments)
     for name, gradient in found.items():
-        assert_close(gradient, expected[name], tolerance_of(case, torch.float64), f"gradient of {name}")
+        assert_close(
+            gradient, expected[name], tolerance_of(case, torch.float64), f"gradient of {name}"
+        )
 
 
 @each_case()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_retained_graph_gives_the_same_gradient_again(case: Case, dtype: torch.dtype, device: str) -> None:
+def test_a_retained_graph_gives_the_same_gradient_again(
+    case: Case, dtype: torch.dtype, device: str
+) -> None:
     for reduction in case.reductions:
         arguments = case.arguments(33, dtype, device=device, requires_grad=True)
         loss = case.loss(arguments, **reduction)
@@ -87,7 +106,9 @@ def test_a_graph_that_is_not_retained_is_gone(case: Case) -> None:
 
 @each_case()
 def test_gradients_accumulate(case: Case, device: str) -> None:
-    """``backward`` twice adds up; the first gradient, kept by the caller, is not written to by the second call."""
+    """``backward`` twice adds up; the first gradient, kept by the caller, is not written to by the
+    second call.
+    """
     arguments = case.arguments(17, device=device, requires_grad=True)
     for _ in range(2):
         case.loss(arguments, **case.reductions[0]).sum().backward()
@@ -104,7 +125,9 @@ def test_create_graph_gives_the_same_first_derivative(case: Case, device: str) -
         with_graph = gradients(case.loss(arguments, **reduction), arguments, create_graph=True)
         without = gradients(case.loss(arguments, **reduction), arguments)
         for name, gradient in with_graph.items():
-            assert_close(gradient, without[name], tolerance_of(case, torch.float32), f"gradient of {name}")
+            assert_close(
+                gradient, without[name], tolerance_of(case, torch.float32), f"gradient of {name}"
+            )
             assert gradient.dtype == without[name].dtype
 
 
@@ -113,7 +136,9 @@ def test_detached_arguments_have_no_graph(case: Case) -> None:
     arguments = case.arguments(5)
     assert not case.loss(arguments, **case.reductions[0]).requires_grad
     with torch.no_grad():
-        assert not case.loss(case.arguments(5, requires_grad=True), **case.reductions[0]).requires_grad
+        assert not case.loss(
+            case.arguments(5, requires_grad=True), **case.reductions[0]
+        ).requires_grad
     with torch.inference_mode():
         loss = case.loss(case.arguments(5), **case.reductions[0])
         assert loss.is_inference()
@@ -126,23 +151,33 @@ def test_activation_checkpointing(case: Case) -> None:
     names = case.family.differentiable
 
     def function(*tensors: Tensor) -> Tensor:
-        return case.loss({**arguments, **dict(zip(names, tensors, strict=True))}, **case.reductions[0])
+        return case.loss(
+            {**arguments, **dict(zip(names, tensors, strict=True))}, **case.reductions[0]
+        )
 
     loss = checkpoint(function, *(arguments[name] for name in names), use_reentrant=False)
     for name, gradient in gradients(loss, arguments).items():
         assert torch.equal(gradient, expected[name])
 
 
-# -------------------------------------------------------------------------------------------------------- in-place changes
+# --------------------------------------------------------------------------------- in-place changes
 
 
 @each_case()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_changing_an_argument_before_backward_never_gives_a_wrong_gradient(case: Case, dtype: torch.dtype) -> None:
-    """Either the gradient of what the loss was computed from, or torch's error about the in-place change."""
+def test_changing_an_argument_before_backward_never_gives_a_wrong_gradient(
+    case: Case, dtype: torch.dtype
+) -> None:
+    """Either the gradient of what the loss was computed from, or torch's error about the in-place
+    change.
+    """
     weights = {"weight": case.weights(9)[0]} if case.takes_weight else {}
     for reduction in case.reductions:
-        averages = {"avg_factor": torch.tensor(2.0)} if weights and reduction == {"reduction": "mean"} else {}
+        averages = (
+            {"avg_factor": torch.tensor(2.0)}
+            if weights and reduction == {"reduction": "mean"}
+            else {}
+        )
         for more in ({}, weights, averages):
             names = [name for name, value in case.arguments(9).items() if isinstance(value, Tensor)]
             for changed in [*names, *more]:
@@ -150,30 +185,44 @@ def test_changing_an_argument_before_backward_never_gives_a_wrong_gradient(case:
                     check_in_place_change(case, dtype, {**reduction, **more}, changed, walks)
 
 
-def check_in_place_change(case: Case, dtype: torch.dtype, more: Arguments, changed: str, walks: int) -> None:
+def check_in_place_change(
+    case: Case, dtype: torch.dtype, more: Arguments, changed: str, walks: int
+) -> None:
     leaves = case.arguments(9, dtype, requires_grad=True)
     arguments = {
-        name: value * 1 if isinstance(value, Tensor) and value.requires_grad else value for name, value in leaves.items()
+        name: value * 1 if isinstance(value, Tensor) and value.requires_grad else value
+        for name, value in leaves.items()
     }
-    more = {name: value.clone() if isinstance(value, Tensor) else value for name, value in more.items()}
+    more = {
+        name: value.clone() if isinstance(value, Tensor) else value for name, value in more.items()
+    }
     expected = gradients(case.loss(leaves, **more), leaves)
     loss = case.loss(arguments, **more)
     if walks == 2:
         gradients(loss, leaves, retain_graph=True)
     with torch.no_grad():
         target = {**arguments, **more}[changed]
-        target.copy_(target.flip(0) + (1 if target.is_floating_point() else 0) if target.dim() else target + 1)
+        target.copy_(
+            target.flip(0) + (1 if target.is_floating_point() else 0)
+            if target.dim()
+            else target + 1
+        )
     try:
         found = gradients(loss, leaves)
     except RuntimeError as error:
-        assert "modified by an inplace operation" in str(error)
+        if "modified by an inplace operation" not in str(error):
+            raise
         return
     for name, gradient in found.items():
-        assert torch.equal(gradient, expected[name]), f"{changed} changed, {more.keys()}, walk {walks}: gradient of {name}"
+        assert torch.equal(gradient, expected[name]), (
+            f"{changed} changed, {more.keys()}, walk {walks}: gradient of {name}"
+        )
 
 
 def test_a_leaf_may_be_updated_before_a_gradient_of_an_older_loss() -> None:
-    """The gradient was computed in the forward pass: the usual mistake of a fused optimiser step costs nothing here."""
+    """The gradient was computed in the forward pass: the usual mistake of a fused optimiser step
+    costs nothing here.
+    """
     prediction = torch.tensor([1.0, 2.0], requires_grad=True)
     loss = F.mse_loss(prediction, torch.zeros(2), reduction="sum")
     with torch.no_grad():

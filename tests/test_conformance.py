@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Names held together: formulas = references = functions = modules = rows; signatures, docstrings, includes."""
+"""Names held together: formulas = references = functions = modules = rows; signatures, docstrings,
+includes.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import CASES
 from torch import nn
 
 import fastloss
-from cases import CASES
 from fastloss import _C, functional, modules, reference
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +29,7 @@ FUNCTIONS = sorted(functional.__all__)
 TASKS = ("boxes", "classification", "regression")
 
 
-# ------------------------------------------------------------------------------------------------------------------ names
+# -------------------------------------------------------------------------------------------- names
 
 
 def test_functions_references_and_rows_have_the_same_names() -> None:
@@ -62,8 +64,12 @@ def test_module_names_follow_the_functions() -> None:
         if case.module is None:
             continue
         words = case.function.split("_")
-        spelled = "".join({"iou": "IoU", "mse": "MSE", "l1": "L1"}.get(word, word.capitalize()) for word in words)
-        assert case.module == {"BinaryCrossEntropyWithLogits": "BCEWithLogitsLoss"}.get(spelled, spelled)
+        spelled = "".join(
+            {"iou": "IoU", "mse": "MSE", "l1": "L1"}.get(word, word.capitalize()) for word in words
+        )
+        assert case.module == {"BinaryCrossEntropyWithLogits": "BCEWithLogitsLoss"}.get(
+            spelled, spelled
+        )
 
 
 def test_rows_have_names_of_their_own() -> None:
@@ -78,7 +84,15 @@ def test_all_lists_are_complete_and_sorted() -> None:
         for task in TASKS:
             collected += importlib.import_module(f"{package.__name__}.{task}").__all__
         assert sorted(collected) == list(package.__all__)
-    for name in (*modules.__all__, "functional", "reference", "patch", "build_info", "__version__"):
+    for name in (
+        *modules.__all__,
+        "functional",
+        "reference",
+        "patch",
+        "build_info",
+        "empty_cache",
+        "__version__",
+    ):
         assert name in fastloss.__all__
         assert hasattr(fastloss, name)
 
@@ -92,17 +106,21 @@ def test_each_function_stands_in_the_file_of_its_task_everywhere() -> None:
                 assert getattr(modules, case.module).__module__.rpartition(".")[2] == task
 
 
-# ------------------------------------------------------------------------------------------------------------- signatures
+# --------------------------------------------------------------------------------------- signatures
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_signature_equals_the_references(name: str) -> None:
-    assert inspect.signature(getattr(functional, name)) == inspect.signature(getattr(reference, name))
+    assert inspect.signature(getattr(functional, name)) == inspect.signature(
+        getattr(reference, name)
+    )
 
 
 @pytest.mark.parametrize("name", sorted(modules.__all__))
 def test_module_has_the_functions_options_and_defaults(name: str) -> None:
-    """But for the reduction, whose default is "mean" everywhere, and what a module decides better by itself."""
+    """But for the reduction, whose default is "mean" everywhere, and what a module decides better
+    by itself.
+    """
     module = getattr(modules, name)
     function = inspect.signature(module.function).parameters
     differing = {"WiseBoxIoULoss": {"version", "momentum", "process_group"}}.get(name, set())
@@ -117,7 +135,7 @@ def test_module_has_the_functions_options_and_defaults(name: str) -> None:
     assert set(function) - passed == ({"iou_mean"} if name == "WiseBoxIoULoss" else set())
 
 
-# ------------------------------------------------------------------------------------------------------------- docstrings
+# --------------------------------------------------------------------------------------- docstrings
 
 
 def sections(docstring: str) -> dict[str, str]:
@@ -145,9 +163,13 @@ def test_function_is_documented(name: str) -> None:
 
 PAPERS_NOT_NEEDED = {
     # Older than papers, or without one; the docstring says so where that surprises.
-    "mse_loss", "l1_loss", "binary_cross_entropy_with_logits", "pairwise_box_iou", "sigmoid_aspect_box_iou_loss",
+    "mse_loss",
+    "l1_loss",
+    "binary_cross_entropy_with_logits",
+    "pairwise_box_iou",
+    "sigmoid_aspect_box_iou_loss",
     "huber_loss",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in PAPERS_NOT_NEEDED])
@@ -179,7 +201,9 @@ def test_examples_in_docstrings_run(name: str) -> None:
         assert "integrations" in name
         pytest.skip(f"{name} is an adapter to {error.name}, which is not installed")
     torch.manual_seed(0)
-    failures, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    failures, _ = doctest.testmod(
+        module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    )
     assert failures == 0
 
 
@@ -190,9 +214,10 @@ def test_every_function_has_an_example_that_calls_it() -> None:
         assert "tensor(" in example
 
 
-# --------------------------------------------------------------------------------------------------------- the house's plan
+# --------------------------------------------------------------------------------- the house's plan
 
-# What a folder may include; the order of the design: losses → core, engines → losses and core, torch → engines.
+# What a folder may include; the order of the design: losses → core, engines → losses and core,
+# torch → engines.
 MAY_INCLUDE = {
     "core": {"core"},
     "losses": {"core", "losses", "engines/backend.h"},
@@ -206,7 +231,9 @@ def includes(path: Path) -> list[str]:
 
 
 def source_files() -> list[Path]:
-    return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".inl"})
+    return sorted(
+        path for path in SOURCES.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".inl"}
+    )
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(SOURCES)))
@@ -215,7 +242,9 @@ def test_includes_run_one_way(path: Path) -> None:
     for name in includes(path):
         first = name.partition("/")[0]
         if first in MAY_INCLUDE and (SOURCES / name).exists():
-            assert first in MAY_INCLUDE[folder] or name in MAY_INCLUDE[folder], f"{path.name} includes {name}"
+            assert first in MAY_INCLUDE[folder] or name in MAY_INCLUDE[folder], (
+                f"{path.name} includes {name}"
+            )
         elif folder != "torch":
             outside = ("torch/", "ATen/", "c10/", "pybind11/", "Python.h")
             assert not name.startswith(outside), f"{path.name} includes {name}"
@@ -226,12 +255,23 @@ def test_every_source_file_belongs_to_a_folder_of_the_plan() -> None:
 
 
 def python_files() -> list[Path]:
-    return sorted(path for folder in ("fastloss", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
+    return sorted(
+        path
+        for folder in ("fastloss", "tests", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+    )
 
 
 def test_every_file_has_its_licence() -> None:
-    files = [*source_files(), *python_files(), *(ROOT / "tests").rglob("*.cpp"), *(ROOT / "tests").rglob("*.cu")]
-    missing = [path for path in files if "SPDX-License-Identifier: MIT" not in path.read_text()[:100]]
+    files = [
+        *source_files(),
+        *python_files(),
+        *(ROOT / "tests").rglob("*.cpp"),
+        *(ROOT / "tests").rglob("*.cu"),
+    ]
+    missing = [
+        path for path in files if "SPDX-License-Identifier: MIT" not in path.read_text()[:100]
+    ]
     assert missing == []
 
 
@@ -248,11 +288,15 @@ def test_references_use_no_kernel() -> None:
 
 def test_no_formula_refers_to_an_instruction_set() -> None:
     for path in (SOURCES / "losses").glob("*.h"):
-        assert not re.search(r"_mm\d*_|__AVX|__SSE|__CUDA|__ARM|immintrin|#if", path.read_text()), path.name
+        assert not re.search(r"_mm\d*_|__AVX|__SSE|__CUDA|__ARM|immintrin|#if", path.read_text()), (
+            path.name
+        )
 
 
 def test_nothing_of_an_instruction_set_leaks_into_another() -> None:
-    """Every symbol of the extension that torch could bind to is hidden: one entry point is all it shows."""
+    """Every symbol of the extension that torch could bind to is hidden: one entry point is all it
+    shows.
+    """
     nm = subprocess.run(["nm", "-D", "--defined-only", _C.__file__], capture_output=True, text=True)
     if nm.returncode != 0:
         pytest.skip("nm is not there to list symbols")

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Finite in, finite out; NaN in, NaN out in that element only; nothing in, zero out; nothing is ever mutated."""
+"""Finite in, finite out; NaN in, NaN out in that element only; nothing in, zero out; nothing is
+ever mutated.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
-
-import fastloss.functional as F
 from cases import DTYPES, TOLERANCES, Arguments, Case
 from support import (
     as_float64,
@@ -17,6 +16,9 @@ from support import (
     gradients,
     upstream_for,
 )
+from torch import Tensor
+
+import fastloss.functional as F
 
 FLOAT_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 
@@ -36,7 +38,9 @@ def test_degenerate_input_is_finite(case: Case, dtype: torch.dtype, device: str)
 def test_degenerate_input_has_the_oracles_values_and_gradients(case: Case, device: str) -> None:
     """In float64, where nothing is lost: both take the same side of every edge."""
     for reduction in case.reductions[:1]:
-        arguments = case.arguments(dtype=torch.float64, device=device, requires_grad=True, degenerate=True)
+        arguments = case.arguments(
+            dtype=torch.float64, device=device, requires_grad=True, degenerate=True
+        )
         wide = as_float64(arguments)
         loss, expected = case.loss(arguments, **reduction), case.reference(wide, **reduction)
         assert_each_close(loss, expected, "loss")
@@ -47,7 +51,9 @@ def test_degenerate_input_has_the_oracles_values_and_gradients(case: Case, devic
 
 
 def assert_each_close(found: Tensor, expected: Tensor, what: str) -> None:
-    """Relative to each number itself: degenerate gradients are up to 1e7, and would drown the others."""
+    """Relative to each number itself: degenerate gradients are up to 1e7, and would drown the
+    others.
+    """
     wrong = (found - expected).abs() > 1e-9 * expected.abs() + 1e-12
     assert not wrong.any(), f"{what}: {found[wrong][:5]}, expected {expected[wrong][:5]}"
 
@@ -74,12 +80,14 @@ def test_float16_gradient_saturates() -> None:
     assert prediction.grad.tolist() == [65504.0, -65504.0, 12.0]
 
 
-# ---------------------------------------------------------------------------------------------------------------- empty
+# -------------------------------------------------------------------------------------------- empty
 
 
 @each_case(lambda case: case.family.reduces)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_no_elements_give_zero_connected_to_the_graph(case: Case, dtype: torch.dtype, device: str) -> None:
+def test_no_elements_give_zero_connected_to_the_graph(
+    case: Case, dtype: torch.dtype, device: str
+) -> None:
     weights = [None, *case.weights(0, device=device)] if case.takes_weight else [None]
     for weight in weights:
         if weight is not None and weight.numel() > 0:
@@ -115,12 +123,14 @@ def test_boxes_without_rivals(case: Case, device: str) -> None:
     """One ground truth, or one box: nothing to be repelled from."""
     for shape in ((1, 1), (5, 1), (1, 4)):
         for reduction in case.reductions:
-            check_against_oracle(case, case.arguments(shape, device=device, requires_grad=True), **reduction)
+            check_against_oracle(
+                case, case.arguments(shape, device=device, requires_grad=True), **reduction
+            )
     no_boxes = case.arguments((0, 0), device=device, requires_grad=True)
     assert case.loss(no_boxes, reduction="mean").item() == 0
 
 
-# ------------------------------------------------------------------------------------------------------------------ NaN
+# ---------------------------------------------------------------------------------------------- NaN
 
 
 @each_case(lambda case: case.family.element_wise)
@@ -150,7 +160,9 @@ def test_nan_stays_in_its_element(case: Case, dtype: torch.dtype, size: int, dev
             for other, gradient in gradients(loss, arguments).items():
                 lost = expected[other].isnan() & ~gradient.isnan()
                 assert not lost.any(), f"{name} {coordinate}, gradient of {other}"
-                bad_gradient = bad if gradient.dim() == bad.dim() else bad.unsqueeze(-1).expand_as(gradient)
+                bad_gradient = (
+                    bad if gradient.dim() == bad.dim() else bad.unsqueeze(-1).expand_as(gradient)
+                )
                 assert torch.equal(gradient[~bad_gradient], clean_gradients[other][~bad_gradient])
 
 
@@ -206,10 +218,12 @@ def test_nan_stays_in_its_box(case: Case, device: str) -> None:
     (expected_gradient,) = gradients(expected, wide).values()
     others = torch.arange(9) != 3
     assert_close(loss[others], expected[others], case.float32, "loss of the other boxes")
-    assert_close(gradient[others], expected_gradient[others], case.float32, "gradient of the other boxes")
+    assert_close(
+        gradient[others], expected_gradient[others], case.float32, "gradient of the other boxes"
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- no mutation
+# -------------------------------------------------------------------------------------- no mutation
 
 
 @each_case()
@@ -222,22 +236,30 @@ def test_nothing_is_mutated(case: Case, dtype: torch.dtype, device: str) -> None
         before = _copies(arguments)
         loss = case.loss(arguments, **reduction)
         gradients(loss, arguments)
-        versions = {name: value._version for name, value in arguments.items() if isinstance(value, Tensor)}
+        versions = {
+            name: value._version for name, value in arguments.items() if isinstance(value, Tensor)
+        }
         assert not any(versions.values()), versions
         for name, value in before.items():
             assert torch.equal(arguments[name], value), name
 
 
 def _copies(arguments: Arguments) -> Arguments:
-    return {name: value.detach().clone() for name, value in arguments.items() if isinstance(value, Tensor)}
+    return {
+        name: value.detach().clone()
+        for name, value in arguments.items()
+        if isinstance(value, Tensor)
+    }
 
 
-# ------------------------------------------------------------------------------------------- precision of half gradients
+# ---------------------------------------------------------------------- precision of half gradients
 
 
 @each_case(lambda case: case.family.element_wise)
 def test_mean_over_many_elements_keeps_float16_gradients(case: Case, device: str) -> None:
-    """A gradient scaler's 65536 meets the mean before anything is rounded to float16, whose steps are 6e-8 there."""
+    """A gradient scaler's 65536 meets the mean before anything is rounded to float16, whose steps
+    are 6e-8 there.
+    """
     size = {"box_pair": 20_000}.get(case.family.engine, 30_000)
     arguments = case.arguments(size, torch.float16, device=device, requires_grad=[case.prediction])
     scale = torch.tensor(65536.0, device=device)

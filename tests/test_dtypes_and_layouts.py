@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cases import DTYPES, HALF_DTYPES, INTEGER_DTYPES, Arguments, Case
+from support import assert_close, check_against_oracle, each_case, floating, gradients
 from torch import Tensor
 
 import fastloss.functional as F
-from cases import DTYPES, HALF_DTYPES, INTEGER_DTYPES, Arguments, Case
-from support import assert_close, check_against_oracle, each_case, floating, gradients
 
 FLOAT_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 INTEGER_IDS = [str(dtype).removeprefix("torch.") for dtype in INTEGER_DTYPES]
@@ -29,7 +29,9 @@ def test_dtype(case: Case, dtype: torch.dtype, size: int, device: str) -> None:
 
 @each_case()
 @pytest.mark.parametrize("dtype", DTYPES, ids=FLOAT_IDS)
-def test_prediction_of_another_dtype_than_the_rest(case: Case, dtype: torch.dtype, device: str) -> None:
+def test_prediction_of_another_dtype_than_the_rest(
+    case: Case, dtype: torch.dtype, device: str
+) -> None:
     other = torch.float32 if dtype != torch.float32 else torch.bfloat16
     for reduction in case.reductions:
         arguments = case.arguments(
@@ -41,7 +43,11 @@ def test_prediction_of_another_dtype_than_the_rest(case: Case, dtype: torch.dtyp
 
 @each_case(lambda case: len(list(floating(case.arguments(1)))) > 1)
 def test_target_in_float64_makes_the_loss_float64(case: Case) -> None:
-    *_, last = [name for name, tensor in floating(case.arguments(1)) if tensor.dim() > 0 and name != "pos_weight"]
+    *_, last = [
+        name
+        for name, tensor in floating(case.arguments(1))
+        if tensor.dim() > 0 and name != "pos_weight"
+    ]
     arguments = case.arguments(17, torch.float32, requires_grad=True, **{last: torch.float64})
     assert check_against_oracle(case, arguments).dtype == torch.float64
 
@@ -56,7 +62,8 @@ def test_integer_dtype(case: Case, dtype: torch.dtype, device: str) -> None:
     expected = case.loss(arguments, reduction="mean")
     expected_gradients = gradients(expected, arguments)
     converted = {
-        name: value.to(dtype) if name in case.family.integers else value for name, value in arguments.items()
+        name: value.to(dtype) if name in case.family.integers else value
+        for name, value in arguments.items()
     }
     loss = case.loss(converted, reduction="mean")
     assert torch.equal(loss, expected)
@@ -81,13 +88,15 @@ def test_dense_targets_may_be_integers(case: Case, dtype: torch.dtype, device: s
     assert torch.equal(gradient, expected_gradient)
 
 
-# -------------------------------------------------------------------------------------------------------------- strides
+# ------------------------------------------------------------------------------------------ strides
 
 GUARD = float("nan")
 
 
 def guarded(tensor: Tensor, offset: int) -> Tensor:
-    """A contiguous copy that starts ``offset`` elements into a buffer of NaN: nothing around it may be used."""
+    """A contiguous copy that starts ``offset`` elements into a buffer of NaN: nothing around it may
+    be used.
+    """
     buffer = torch.full((tensor.numel() + offset + 64,), GUARD, dtype=torch.float64).to(tensor)
     view = buffer[offset : offset + tensor.numel()].view(tensor.shape)
     view.copy_(tensor)
@@ -96,14 +105,16 @@ def guarded(tensor: Tensor, offset: int) -> Tensor:
 
 def spread(tensor: Tensor) -> Tensor:
     """Every second element of every dimension of a larger tensor."""
-    buffer = torch.full([2 * size + 1 for size in tensor.shape], GUARD, dtype=torch.float64).to(tensor)
+    buffer = torch.full([2 * size + 1 for size in tensor.shape], GUARD, dtype=torch.float64).to(
+        tensor
+    )
     view = buffer[tuple(slice(1, 1 + 2 * size, 2) for size in tensor.shape)]
     view.copy_(tensor)
     return view
 
 
 def chunk(tensor: Tensor) -> Tensor:
-    """A slice of a tensor that has more in its last dimension, as ``chunk`` and ``split`` give it."""
+    """A slice of the last dimension of a larger tensor, as ``chunk`` and ``split`` give it."""
     *leading, last = tensor.shape
     buffer = torch.full((*leading, last + 5), GUARD, dtype=torch.float64).to(tensor)
     view = buffer[..., 3 : 3 + last]
@@ -113,7 +124,11 @@ def chunk(tensor: Tensor) -> Tensor:
 
 def transposed(tensor: Tensor) -> Tensor:
     """Dimensions in memory the other way round: channels last, or structure of arrays for boxes."""
-    return tensor.permute(*reversed(range(tensor.dim()))).contiguous().permute(*reversed(range(tensor.dim())))
+    return (
+        tensor.permute(*reversed(range(tensor.dim())))
+        .contiguous()
+        .permute(*reversed(range(tensor.dim())))
+    )
 
 
 def leading_swapped(tensor: Tensor) -> Tensor:
@@ -122,7 +137,10 @@ def leading_swapped(tensor: Tensor) -> Tensor:
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{f"offset_{offset}": (lambda tensor, offset=offset: guarded(tensor, offset)) for offset in range(1, 5)},
+    **{
+        f"offset_{offset}": (lambda tensor, offset=offset: guarded(tensor, offset))
+        for offset in range(1, 5)
+    },
     "spread": spread,
     "chunk": chunk,
     "transposed": transposed,
@@ -135,7 +153,9 @@ def large_shape(case: Case) -> int | tuple[int, ...]:
     return {"box_pair": (3, 23), "pointwise": (3, 5, 7)}.get(case.family.engine, 37)
 
 
-def with_layout(arguments: Arguments, layout: Callable[[Tensor], Tensor], names: set[str]) -> Arguments:
+def with_layout(
+    arguments: Arguments, layout: Callable[[Tensor], Tensor], names: set[str]
+) -> Arguments:
     result = dict(arguments)
     for name in names:
         tensor = arguments[name]
@@ -145,12 +165,16 @@ def with_layout(arguments: Arguments, layout: Callable[[Tensor], Tensor], names:
 
 
 def operands(arguments: Arguments) -> set[str]:
-    return {name for name, value in arguments.items() if isinstance(value, Tensor) and value.dim() > 0}
+    return {
+        name for name, value in arguments.items() if isinstance(value, Tensor) and value.dim() > 0
+    }
 
 
 @each_case()
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_strides_of_every_operand(case: Case, layout: Callable[[Tensor], Tensor], device: str) -> None:
+def test_strides_of_every_operand(
+    case: Case, layout: Callable[[Tensor], Tensor], device: str
+) -> None:
     dense = case.arguments(large_shape(case), device=device, requires_grad=True)
     names = operands(dense)
     for reduction in case.reductions[::2]:  # "none" and "sum"
@@ -162,7 +186,9 @@ def test_strides_of_every_operand(case: Case, layout: Callable[[Tensor], Tensor]
 @each_case()
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("layout", ["offset_1", "offset_3", "spread", "transposed"])
-def test_strides_in_half_precision(case: Case, dtype: torch.dtype, layout: str, device: str) -> None:
+def test_strides_in_half_precision(
+    case: Case, dtype: torch.dtype, layout: str, device: str
+) -> None:
     dense = case.arguments(large_shape(case), dtype, device=device, requires_grad=True)
     arguments = with_layout(dense, LAYOUTS[layout], operands(dense))
     check_against_oracle(case, arguments, **case.reductions[0])
@@ -199,7 +225,9 @@ def test_channels_last(case: Case, device: str) -> None:
     shape = (2, 5, 6, 7)
     dense = case.arguments(shape, device=device, requires_grad=True)
     names = {name for name in operands(dense) if dense[name].dim() == 4}
-    arguments = with_layout(dense, lambda tensor: tensor.contiguous(memory_format=torch.channels_last), names)
+    arguments = with_layout(
+        dense, lambda tensor: tensor.contiguous(memory_format=torch.channels_last), names
+    )
     for reduction in case.reductions:
         check_against_oracle(case, arguments, str(reduction), **reduction)
 
@@ -223,7 +251,9 @@ def test_one_pair_without_a_leading_dimension(case: Case, device: str) -> None:
 @each_case(lambda case: case.family.engine == "pointwise" and not case.family.integers)
 def test_one_number(case: Case, device: str) -> None:
     arguments = {
-        name: value.flatten()[0].detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        name: value.flatten()[0].detach().requires_grad_(value.requires_grad)
+        if isinstance(value, Tensor)
+        else value
         for name, value in case.arguments((1,), device=device, requires_grad=True).items()
     }
     for reduction in case.reductions:
@@ -232,9 +262,12 @@ def test_one_number(case: Case, device: str) -> None:
 
 @each_case(lambda case: case.family.engine == "box_matrix")
 @pytest.mark.parametrize(
-    ("batch1", "batch2"), [((), (3,)), ((3,), ()), ((2, 1), (3,)), ((1,), (1,)), ((), ()), ((2, 3), (2, 3))]
+    ("batch1", "batch2"),
+    [((), (3,)), ((3,), ()), ((2, 1), (3,)), ((1,), (1,)), ((), ()), ((2, 3), (2, 3))],
 )
-def test_batches_broadcast(case: Case, batch1: tuple[int, ...], batch2: tuple[int, ...], device: str) -> None:
+def test_batches_broadcast(
+    case: Case, batch1: tuple[int, ...], batch2: tuple[int, ...], device: str
+) -> None:
     options = case.arguments(2)
     first = case.arguments((*batch1, 6, 1), device=device)["boxes1"].requires_grad_()
     second = case.arguments((*batch2, 1, 7), device=device)["boxes2"].requires_grad_()
@@ -254,7 +287,9 @@ def test_pairwise_wide_and_tall() -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("dtype", DTYPES, ids=FLOAT_IDS)
 @pytest.mark.parametrize("offset", range(5))
-def test_scaling_touches_nothing_but_the_gradient(dtype: torch.dtype, offset: int, device: str) -> None:
+def test_scaling_touches_nothing_but_the_gradient(
+    dtype: torch.dtype, offset: int, device: str
+) -> None:
     """The shared backward, on a gradient in the middle of other data."""
     buffer = torch.arange(96, device=device).to(dtype)
     before = buffer.clone()

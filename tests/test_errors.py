@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Bad input: the error's type, and a message that names function and argument, what was expected and what came."""
+"""Bad input: the error's type, and a message that names function and argument, what was expected
+and what came.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CASES, Arguments, Case, find_case
+from support import each_case
 
 import fastloss
 import fastloss.functional as F
-from cases import CASES, Arguments, Case, find_case
-from support import each_case
 
 ONE_PER_FUNCTION = {case.function: case for case in reversed(CASES)}
 FUNCTIONS = sorted(ONE_PER_FUNCTION)
@@ -25,8 +27,12 @@ def each_function(select: Callable[[Case], bool] = lambda case: True) -> pytest.
     return pytest.mark.parametrize("case", chosen, ids=[case.function for case in chosen])
 
 
-def expect(error: type[Exception], case: Case, argument: str, arguments: Arguments, **more: Any) -> str:
-    """The call fails with a message that begins with the function's name and has the argument's in it."""
+def expect(
+    error: type[Exception], case: Case, argument: str, arguments: Arguments, **more: Any
+) -> str:
+    """The call fails with a message that begins with the function's name and has the argument's in
+    it.
+    """
     assert argument in inspect.signature(getattr(F, case.function)).parameters
     with pytest.raises(error) as caught:
         case.loss(arguments, **more)
@@ -41,7 +47,7 @@ def shape_text(tensor: torch.Tensor) -> str:
     return str(list(tensor.shape))
 
 
-# ------------------------------------------------------------------------------------------------------------- every loss
+# --------------------------------------------------------------------------------------- every loss
 
 
 @each_function(lambda case: case.family.reduces)
@@ -73,7 +79,9 @@ def test_dtype_of_the_prediction(case: Case, dtype: torch.dtype) -> None:
 @each_function(lambda case: len(case.family.differentiable) > 1)
 def test_dtype_of_the_target(case: Case) -> None:
     name = case.family.differentiable[1]
-    dtypes = [torch.complex64] if case.family.engine == "pointwise" else [torch.complex64, torch.int64]
+    dtypes = (
+        [torch.complex64] if case.family.engine == "pointwise" else [torch.complex64, torch.int64]
+    )
     for dtype in dtypes:
         arguments = case.arguments()
         arguments[name] = arguments[name].to(dtype)
@@ -90,7 +98,7 @@ def test_arguments_that_are_no_tensors(case: Case) -> None:
 
 @each_function()
 def test_devices_that_differ(case: Case) -> None:
-    first, *others = case.family.build((1, 1), torch.Generator())
+    _, *others = case.family.build((1, 1), torch.Generator())
     for name in others:
         arguments = case.arguments((1, 1))
         arguments[name] = arguments[name].to("meta")
@@ -113,7 +121,9 @@ def test_shapes_that_differ(case: Case) -> None:
 
 def test_nothing_broadcasts_silently() -> None:
     """(N, 1) against (N,) is the classical way to an N × N loss."""
-    with pytest.raises(ValueError, match=r"mse_loss: target must have the shape of input, \[5, 1\], got \[5\]"):
+    with pytest.raises(
+        ValueError, match=r"mse_loss: target must have the shape of input, \[5, 1\], got \[5\]"
+    ):
         F.mse_loss(torch.zeros(5, 1), torch.zeros(5))
 
 
@@ -133,17 +143,26 @@ def test_weight(case: Case) -> None:
 def test_avg_factor(case: Case) -> None:
     arguments = case.arguments(5)
     for reduction in ("none", "sum"):
-        message = expect(ValueError, case, "avg_factor", arguments, avg_factor=2.0, reduction=reduction)
+        message = expect(
+            ValueError, case, "avg_factor", arguments, avg_factor=2.0, reduction=reduction
+        )
         assert "mean" in message
         assert reduction in message
-        expect(ValueError, case, "avg_factor", arguments, avg_factor=torch.tensor(2.0), reduction=reduction)
+        expect(
+            ValueError,
+            case,
+            "avg_factor",
+            arguments,
+            avg_factor=torch.tensor(2.0),
+            reduction=reduction,
+        )
     expect(ValueError, case, "avg_factor", arguments, avg_factor=torch.ones(1), reduction="mean")
     expect(ValueError, case, "avg_factor", arguments, avg_factor=torch.ones(5), reduction="mean")
     expect(TypeError, case, "avg_factor", arguments, avg_factor="many", reduction="mean")
     expect(TypeError, case, "avg_factor", arguments, avg_factor=torch.tensor(1j), reduction="mean")
 
 
-# ------------------------------------------------------------------------------------------------------------------ boxes
+# -------------------------------------------------------------------------------------------- boxes
 
 
 @each_function(lambda case: "box" in case.prediction)
@@ -164,7 +183,10 @@ def test_pairwise_rank_and_batch() -> None:
     for name in ("boxes1", "boxes2"):
         expect(ValueError, case, name, {**arguments, name: torch.zeros(4)})
     message = expect(
-        ValueError, case, "boxes2", {**arguments, "boxes1": torch.zeros(2, 3, 4), "boxes2": torch.zeros(3, 3, 4)}
+        ValueError,
+        case,
+        "boxes2",
+        {**arguments, "boxes1": torch.zeros(2, 3, 4), "boxes2": torch.zeros(3, 3, 4)},
     )
     assert "[2, 3, 4]" in message
     assert "[3, 3, 4]" in message
@@ -199,7 +221,9 @@ def test_pairwise_kind() -> None:
         ("huber_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
     ],
 )
-def test_option_out_of_range(function: str, argument: str, values: list[Any], expected: str) -> None:
+def test_option_out_of_range(
+    function: str, argument: str, values: list[Any], expected: str
+) -> None:
     case = ONE_PER_FUNCTION[function]
     for value in values:
         message = expect(ValueError, case, argument, {**case.arguments(), argument: value})
@@ -216,7 +240,7 @@ def test_wise_box_iou_needs_its_mean(version: int) -> None:
     expect(TypeError, case, "iou_mean", arguments, iou_mean=torch.tensor(1j))
 
 
-# --------------------------------------------------------------------------------------------------------------- indices
+# ------------------------------------------------------------------------------------------ indices
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
@@ -242,7 +266,11 @@ def test_class_index_dtype_and_shape() -> None:
     case = find_case("sigmoid_focal_loss-indices")
     arguments = case.arguments((6, 4))
     expect(TypeError, case, "targets", {**arguments, "targets": torch.zeros(6, dtype=torch.bool)})
-    for wrong in (torch.zeros(5, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), torch.zeros(6)):
+    for wrong in (
+        torch.zeros(5, dtype=torch.int64),
+        torch.zeros(4, dtype=torch.int64),
+        torch.zeros(6),
+    ):
         expect(ValueError, case, "targets", {**arguments, "targets": wrong})
 
 
@@ -258,7 +286,12 @@ def test_target_index_out_of_range(bad: int) -> None:
 
 def test_repulsion_without_targets() -> None:
     case = find_case("repulsion_loss")
-    expect(IndexError, case, "target_index", {**case.arguments((3, 2)), "target_boxes": torch.zeros(0, 4)})
+    expect(
+        IndexError,
+        case,
+        "target_index",
+        {**case.arguments((3, 2)), "target_boxes": torch.zeros(0, 4)},
+    )
 
 
 @pytest.mark.parametrize("name", ["target_index", "batch_index", "target_batch_index"])
@@ -282,12 +315,14 @@ def test_repulsion_takes_a_list_of_boxes() -> None:
         expect(ValueError, case, name, {**case.arguments((6, 4)), name: torch.zeros(2, 3, 4)})
 
 
-# --------------------------------------------------------------------------------------------------------------- elsewhere
+# ---------------------------------------------------------------------------------------- elsewhere
 
 
 @each_case()
 def test_the_operator_checks_as_the_function_does(case: Case) -> None:
-    """Under torch.compile the operators are called directly: no check may live in the Python function alone."""
+    """Under torch.compile the operators are called directly: no check may live in the Python
+    function alone.
+    """
     arguments = case.arguments()
     arguments[case.prediction] = arguments[case.prediction].to(torch.int64)
     name = case.prediction
@@ -304,7 +339,11 @@ def test_the_operator_checks_as_the_function_does(case: Case) -> None:
 @pytest.mark.parametrize("engine", ["pointwise", "box_pair", "box_matrix", "box_crowd"])
 def test_operators_refuse_unknown_formulas(engine: str) -> None:
     case = next(case for case in CASES if case.family.engine == engine)
-    tensors = [value for value in case.arguments((2, 2) if engine != "box_pair" else (2,)).values() if isinstance(value, torch.Tensor)]
+    tensors = [
+        value
+        for value in case.arguments((2, 2) if engine != "box_pair" else (2,)).values()
+        if isinstance(value, torch.Tensor)
+    ]
     rest: tuple[Any, ...] = {
         "pointwise": ([], None, None, "mean", None, None),
         "box_pair": ([1e-7], None, None, "mean", None, None),
@@ -322,5 +361,7 @@ def test_wise_module_momentum() -> None:
 
 
 def test_modules_report_errors_by_the_functions_name() -> None:
-    with pytest.raises(ValueError, match="^complete_box_iou_loss: boxes2 must have the shape of boxes1"):
+    with pytest.raises(
+        ValueError, match=r"^complete_box_iou_loss: boxes2 must have the shape of boxes1"
+    ):
         fastloss.CompleteBoxIoULoss()(torch.zeros(3, 4), torch.zeros(2, 4))

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
-
 from cases import TOLERANCES, Arguments, Case
 from support import as_float64, assert_close, each_case, gradients, upstream_for
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 
 
 def of_differentiable(
@@ -38,7 +37,11 @@ def test_gradient_is_that_of_finite_differences(case: Case, device: str) -> None
 def test_weighted_gradient_is_that_of_finite_differences(case: Case) -> None:
     arguments = case.arguments(5, torch.float64, requires_grad=True)
     weight = case.weights(5, torch.float64)[-1]
-    for more in ({"reduction": "none"}, {"reduction": "mean"}, {"reduction": "mean", "avg_factor": 2.5}):
+    for more in (
+        {"reduction": "none"},
+        {"reduction": "mean"},
+        {"reduction": "mean", "avg_factor": 2.5},
+    ):
         assert gradcheck(*of_differentiable(case, arguments, weight=weight, **more))
 
 
@@ -52,12 +55,18 @@ def test_second_derivative_is_that_of_finite_differences(case: Case) -> None:
 def test_second_derivative_is_the_oracles(case: Case, device: str) -> None:
     """Of every row: finite differences do not see which factors are held constant."""
     for reduction in case.reductions:
-        found = second_derivative(case.loss, case.arguments(9, torch.float64, device=device, requires_grad=True), reduction)
+        found = second_derivative(
+            case.loss,
+            case.arguments(9, torch.float64, device=device, requires_grad=True),
+            reduction,
+        )
         arguments = as_float64(case.arguments(9, torch.float64, device=device, requires_grad=True))
         expected = second_derivative(case.reference, arguments, reduction)
         assert found.keys() == expected.keys()
         for name, gradient in found.items():
-            assert_close(gradient, expected[name], TOLERANCES[torch.float64], f"second derivative of {name}")
+            assert_close(
+                gradient, expected[name], TOLERANCES[torch.float64], f"second derivative of {name}"
+            )
 
 
 def second_derivative(
@@ -72,7 +81,9 @@ def second_derivative(
 
 @each_case()
 def test_gradient_of_one_argument_alone(case: Case, device: str) -> None:
-    """Each differentiable argument by itself: the others' gradients are not computed, its own does not change."""
+    """Each differentiable argument by itself: the others' gradients are not computed, its own does
+    not change.
+    """
     every = case.arguments(17, device=device, requires_grad=True)
     for reduction in case.reductions:
         expected = gradients(case.loss(every, **reduction), every)
@@ -88,7 +99,9 @@ def test_gradient_of_weight_comes_from_the_reference(case: Case) -> None:
     weight = case.weights(9, torch.float64)[0].requires_grad_()
     arguments = case.arguments(9, torch.float64, requires_grad=True)
     found = torch.autograd.grad(case.loss(arguments, weight=weight, reduction="mean"), weight)[0]
-    expected = torch.autograd.grad(case.reference(arguments, weight=weight, reduction="mean"), weight)[0]
+    expected = torch.autograd.grad(
+        case.reference(arguments, weight=weight, reduction="mean"), weight
+    )[0]
     assert_close(found, expected, TOLERANCES[torch.float64], "gradient of weight")
     assert found.any()
 
@@ -101,7 +114,11 @@ def test_gradient_of_avg_factor_comes_from_the_reference(case: Case, as_tensor: 
     loss = case.loss(arguments, avg_factor=avg_factor, reduction="mean")
     assert_close(
         gradients(loss, arguments, upstream_for(loss), retain_graph=True)[case.prediction],
-        gradients(case.reference(arguments, avg_factor=2.5, reduction="mean"), arguments, upstream_for(loss))[case.prediction],
+        gradients(
+            case.reference(arguments, avg_factor=2.5, reduction="mean"),
+            arguments,
+            upstream_for(loss),
+        )[case.prediction],
         TOLERANCES[torch.float64],
         "gradient",
     )

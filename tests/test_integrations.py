@@ -350,29 +350,6 @@ def test_the_original_raises_for_an_unknown_reduction(
 
 # ------------------------------------------------------------------------------ torchvision itself
 
-# Dropping it would take the operators back.
-_operators = torch.library.Library("torchvision", "FRAGMENT")
-
-
-@pytest.fixture(scope="module")
-def torchvision() -> ModuleType:
-    """torchvision, also one that was built for another torch.
-
-    torch's builds for CPUs have no matching torchvision. Its extension cannot be loaded then, but
-    its Python code works, once the two operators it asks for by name are declared.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except ImportError as error:
-        pytest.skip(f"torchvision cannot be imported: {error}")
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-        for name in ("nms", "qnms"):
-            _operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    importlib.import_module("torchvision.models.detection")
-    return importlib.import_module("torchvision")
-
 
 @pytest.fixture
 def originals(torchvision: ModuleType) -> dict[str, Function]:

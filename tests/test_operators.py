@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""torch's machinery on the operators: opcheck, torch.compile, torch.export, torch.func, fake and meta tensors."""
+"""torch's machinery on the operators: opcheck, torch.compile, torch.export, torch.func, fake and
+meta tensors.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
+from cases import TOLERANCES, Arguments, Case, find_case
+from support import assert_close, each_case, gradients, tolerance_of, upstream_for
 from torch import Tensor, nn
 
-from cases import TOLERANCES, Arguments, Case, find_case
 from fastloss import _ops
-from support import assert_close, each_case, gradients, tolerance_of, upstream_for
 
 ENGINES = ("pointwise", "box_pair", "box_matrix", "box_crowd")
 # One row per engine and shape of arguments, for what is too slow to do with every row.
@@ -80,7 +82,9 @@ def test_entry_passes_opcheck(case: Case) -> None:
 @each_case()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
-    """The operators with kernels: schema, meta function and real function agree in shapes, strides and dtypes."""
+    """The operators with kernels: schema, meta function and real function agree in shapes, strides
+    and dtypes.
+    """
     tests = ("test_schema", "test_faketensor")
     for more in variants(case):
         engine, values = operator_call(case, case.arguments(17, dtype), **more)
@@ -91,7 +95,9 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
             upstream = torch.randn(*first.shape[:-1], second.shape[-2])
             backward = torch.ops.fastloss.box_matrix_backward.default
             for needs in ([True, True], [True, False], [False, True]):
-                torch.library.opcheck(backward, (kind, upstream, first, second, parameters, needs), test_utils=tests)
+                torch.library.opcheck(
+                    backward, (kind, upstream, first, second, parameters, needs), test_utils=tests
+                )
         elif engine == "box_crowd":
             torch.library.opcheck(forward, (*values, None, True), test_utils=tests)
             torch.library.opcheck(forward, (*values, None, False), test_utils=tests)
@@ -106,10 +112,14 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
 def test_scale_passes_opcheck(dtype: torch.dtype) -> None:
     for upstream in (torch.tensor(2.0), torch.randn(5, 1), torch.randn(5, 4)):
         gradient = torch.randn(5, 4).to(dtype)
-        torch.library.opcheck(torch.ops.fastloss.scale_.default, (gradient, upstream), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            torch.ops.fastloss.scale_.default,
+            (gradient, upstream),
+            test_utils=("test_schema", "test_faketensor"),
+        )
 
 
-# -------------------------------------------------------------------------------------------------------- torch.compile
+# ------------------------------------------------------------------------------------ torch.compile
 
 
 def check_compiled(case: Case, compiled: Any, size: int, **more: Any) -> None:
@@ -121,12 +131,19 @@ def check_compiled(case: Case, compiled: Any, size: int, **more: Any) -> None:
     assert_close(loss, expected, tolerance_of(case, torch.float32), "compiled loss")
     for name, gradient in gradients(loss, arguments, upstream).items():
         assert gradient.dtype == expected_gradients[name].dtype
-        assert_close(gradient, expected_gradients[name], tolerance_of(case, torch.float32), f"compiled gradient of {name}")
+        assert_close(
+            gradient,
+            expected_gradients[name],
+            tolerance_of(case, torch.float32),
+            f"compiled gradient of {name}",
+        )
 
 
 @each_case()
 def test_compiled_equals_eager(case: Case) -> None:
-    """Without a graph break. The tracing is torch.compile's own; only its code generation is left out."""
+    """Without a graph break. The tracing is torch.compile's own; only its code generation is left
+    out.
+    """
     more = case.reductions[-1]
     compiled = torch.compile(case.loss, fullgraph=True, backend="aot_eager")
     check_compiled(case, compiled, 17, **more)
@@ -160,7 +177,9 @@ def test_compiled_with_weight_and_avg_factor(case: Case) -> None:
 
 
 def test_compiled_training_step() -> None:
-    """A model, the loss behind it and its gradients in one graph; float16 activations through the deferred mean."""
+    """A model, the loss behind it and its gradients in one graph; float16 activations through the
+    deferred mean.
+    """
     torch.manual_seed(0)
     model = nn.Linear(6, 4)
     twin = copy.deepcopy(model)
@@ -180,7 +199,7 @@ def test_compiled_training_step() -> None:
     torch.testing.assert_close(twin.weight.grad, model.weight.grad, rtol=2e-3, atol=1e-7)
 
 
-# ----------------------------------------------------------------------------------------------------------------- export
+# ------------------------------------------------------------------------------------------- export
 
 
 class AsModule(nn.Module):
@@ -198,7 +217,11 @@ class AsModule(nn.Module):
 @each_case()
 def test_export(case: Case) -> None:
     arguments = case.arguments(17)
-    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor) and name not in case.options}
+    tensors = {
+        name: value
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and name not in case.options
+    }
     options = {name: value for name, value in arguments.items() if name not in tensors}
     module = AsModule(case, {**options, **case.reductions[0]})
     program = torch.export.export(module, (), tensors)
@@ -206,7 +229,7 @@ def test_export(case: Case) -> None:
     assert torch.equal(program.module()(**tensors), module(**tensors))
 
 
-# ------------------------------------------------------------------------------------------------------------- torch.func
+# --------------------------------------------------------------------------------------- torch.func
 
 
 def of_prediction(case: Case, arguments: Arguments, more: Arguments) -> Any:
@@ -219,7 +242,9 @@ def test_functional_gradient(case: Case) -> None:
     prediction = arguments[case.prediction]
     found = torch.func.grad(of_prediction(case, arguments, case.reductions[-1]))(prediction)
     tracked = case.arguments(9, torch.float64, requires_grad=[case.prediction])
-    (expected,) = torch.autograd.grad(case.loss(tracked, **case.reductions[-1]).sum(), tracked[case.prediction])
+    (expected,) = torch.autograd.grad(
+        case.loss(tracked, **case.reductions[-1]).sum(), tracked[case.prediction]
+    )
     assert_close(found, expected, TOLERANCES[torch.float64], "functional gradient")
 
 
@@ -234,7 +259,9 @@ def test_vectorised_map(case: Case) -> None:
     slopes = torch.func.vmap(torch.func.grad(function))(ensemble)
     for member, loss, slope in zip(ensemble, losses, slopes, strict=True):
         assert_close(loss, function(member), TOLERANCES[torch.float64], "mapped loss")
-        assert_close(slope, torch.func.grad(function)(member), TOLERANCES[torch.float64], "mapped gradient")
+        assert_close(
+            slope, torch.func.grad(function)(member), TOLERANCES[torch.float64], "mapped gradient"
+        )
 
 
 @each_case()
@@ -242,14 +269,18 @@ def test_forward_mode(case: Case) -> None:
     """The derivative along a direction equals the gradient times the direction."""
     arguments = case.arguments(9, torch.float64)
     prediction = arguments[case.prediction]
-    direction = torch.randn(prediction.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    direction = torch.randn(
+        prediction.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     function = of_prediction(case, arguments, case.reductions[-1])
     expected = (torch.func.grad(function)(prediction) * direction).sum()
     _, by_transform = torch.func.jvp(function, (prediction,), (direction,))
     assert_close(by_transform, expected, TOLERANCES[torch.float64], "torch.func.jvp")
     for requires_grad in (False, True):
         with torch.autograd.forward_ad.dual_level():
-            dual = torch.autograd.forward_ad.make_dual(prediction.clone().requires_grad_(requires_grad), direction)
+            dual = torch.autograd.forward_ad.make_dual(
+                prediction.clone().requires_grad_(requires_grad), direction
+            )
             tangent = torch.autograd.forward_ad.unpack_dual(function(dual)).tangent
         assert tangent is not None, "the derivative was lost without a word"
         assert_close(tangent, expected, TOLERANCES[torch.float64], "forward mode")
@@ -260,10 +291,12 @@ def test_hessian() -> None:
     arguments = case.arguments(4, torch.float64)
     function = of_prediction(case, arguments, {"reduction": "sum"})
     inside = (arguments["input"] - arguments["target"]).abs() <= 1
-    torch.testing.assert_close(torch.func.hessian(function)(arguments["input"]), torch.diag(inside.double()))
+    torch.testing.assert_close(
+        torch.func.hessian(function)(arguments["input"]), torch.diag(inside.double())
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- meta tensors
+# ------------------------------------------------------------------------------------- meta tensors
 
 
 @each_case()
@@ -287,8 +320,12 @@ def test_meta_tensors(case: Case) -> None:
 def test_every_operator_is_registered() -> None:
     """Nothing in the library is without a test here."""
     registered = {
-        name.removeprefix("fastloss::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastloss::")
+        name.removeprefix("fastloss::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fastloss::")
     }
     expected = {"scale_", "box_matrix_backward"}
-    expected |= {f"{engine}{suffix}" for engine in ENGINES for suffix in ("", "_reference", "_forward")}
+    expected |= {
+        f"{engine}{suffix}" for engine in ENGINES for suffix in ("", "_reference", "_forward")
+    }
     assert registered == expected

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The command line, what is installed, and the messages of a build or an import that cannot work."""
+"""The command line, what is installed, and the messages where a build or import cannot work."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from setup_script import setup_script
 
 import fastloss
 from fastloss import functional
@@ -56,7 +56,9 @@ def test_wrong_command(arguments: list[str], capsys: pytest.CaptureFixture[str])
 
 
 def test_running_as_a_module() -> None:
-    run = subprocess.run([sys.executable, "-m", "fastloss", "info"], capture_output=True, text=True, cwd=ROOT)
+    run = subprocess.run(
+        [sys.executable, "-m", "fastloss", "info"], capture_output=True, text=True, cwd=ROOT
+    )
     assert run.returncode == 0
     assert fastloss.__version__ in run.stdout
 
@@ -66,7 +68,9 @@ def test_a_missing_extension_names_the_command_to_run(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
     shutil.copytree(Path(fastloss.__file__).parent, package, ignore=ignored)
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import fastloss"
-    run = subprocess.run([sys.executable, "-S", "-c", _with_site_packages(code)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", _with_site_packages(code)], capture_output=True, text=True
+    )
     assert run.returncode != 0
     assert "ImportError: fastloss's extension is not built" in run.stderr
     assert "pip install --no-build-isolation ." in run.stderr
@@ -75,7 +79,8 @@ def test_a_missing_extension_names_the_command_to_run(tmp_path: Path) -> None:
 
 def _with_site_packages(code: str) -> str:
     """Without ``site`` no editable install is found beside the copy; torch still has to be."""
-    return f"import sys; sys.path.extend({[path for path in sys.path if 'site-packages' in path]!r}); {code}"
+    paths = [path for path in sys.path if "site-packages" in path]
+    return f"import sys; sys.path.extend({paths!r}); {code}"
 
 
 def test_the_package_is_typed_and_lists_its_parts() -> None:
@@ -83,7 +88,8 @@ def test_the_package_is_typed_and_lists_its_parts() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     folders = {
-        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "fastloss").rglob("__init__.py")
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "fastloss").rglob("__init__.py")
     }
     assert set(project["tool"]["setuptools"]["packages"]) == folders
     assert (ROOT / "fastloss/py.typed").exists()
@@ -91,21 +97,12 @@ def test_the_package_is_typed_and_lists_its_parts() -> None:
     assert project["project"]["version"] == fastloss.__version__
 
 
-# ---------------------------------------------------------------------------------------------------------- setup.py's own
+# ----------------------------------------------------------------------------------- setup.py's own
 
 
 @pytest.fixture
-def setup_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """setup.py, imported without running a build."""
-    import setuptools
-
-    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
-    spec = importlib.util.spec_from_file_location("fastloss_setup", ROOT / "setup.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def setup_module() -> ModuleType:
+    return setup_script()
 
 
 def fake_torch(version: str = "2.13.0", cuda: str | None = None) -> Any:
@@ -127,14 +124,20 @@ def test_no_torch(setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("version", ["1.13.1", "2.9.1+cu128", "2.0.0a0"])
-def test_torch_too_old(setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_torch_too_old(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
     monkeypatch.setitem(sys.modules, "torch", fake_torch(version))
-    with pytest.raises(SystemExit, match=re.escape(f"fastloss needs torch >= 2.10, found {version}")):
+    with pytest.raises(
+        SystemExit, match=re.escape(f"fastloss needs torch >= 2.10, found {version}")
+    ):
         setup_module.import_torch()
 
 
 @pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0.0", "2.14.0.dev20261001+cu130"])
-def test_torch_new_enough(setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_torch_new_enough(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
     monkeypatch.setitem(sys.modules, "torch", fake_torch(version))
     assert setup_module.import_torch().__version__ == version
 
@@ -144,14 +147,21 @@ def test_no_compiler(setup_module: ModuleType) -> None:
         setup_module.require("no-such-g++", "install one")
 
 
-def test_cuda_majors_that_differ(setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cuda_majors_that_differ(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path, "12.4").parents[1]))
     monkeypatch.setenv("FASTLOSS_CUDA", "1")
-    with pytest.raises(SystemExit, match=r"FASTLOSS_CUDA=1, but torch .* is built for CUDA 13\.0, but .*nvcc is CUDA 12"):
+    with pytest.raises(
+        SystemExit,
+        match=r"FASTLOSS_CUDA=1, but torch .* is built for CUDA 13\.0, but .*nvcc is CUDA 12",
+    ):
         setup_module.cuda_options(fake_torch(cuda="13.0"))
 
 
-def test_cuda_majors_that_agree(setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cuda_majors_that_agree(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     nvcc = fake_nvcc(tmp_path, "13.1")
     monkeypatch.setenv("CUDA_HOME", str(nvcc.parents[1]))
     monkeypatch.setenv("FASTLOSS_CUDA", "auto")
@@ -162,9 +172,13 @@ def test_cuda_majors_that_agree(setup_module: ModuleType, monkeypatch: pytest.Mo
     ]
 
 
-def test_cuda_asked_for_where_torch_has_none(setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_asked_for_where_torch_has_none(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FASTLOSS_CUDA", "1")
-    with pytest.raises(SystemExit, match=r"FASTLOSS_CUDA=1, but torch 2\.13\.0 is built without CUDA"):
+    with pytest.raises(
+        SystemExit, match=r"FASTLOSS_CUDA=1, but torch 2\.13\.0 is built without CUDA"
+    ):
         setup_module.cuda_options(fake_torch())
 
 
@@ -173,7 +187,10 @@ def test_cuda_is_left_out_with_a_reason(
 ) -> None:
     monkeypatch.setenv("FASTLOSS_CUDA", "auto")
     assert setup_module.cuda_options(fake_torch()) == []
-    assert "building without CUDA kernels: torch 2.13.0 is built without CUDA" in capsys.readouterr().out
+    assert (
+        "building without CUDA kernels: torch 2.13.0 is built without CUDA"
+        in capsys.readouterr().out
+    )
     monkeypatch.setenv("FASTLOSS_CUDA", "0")
     assert setup_module.cuda_options(fake_torch(cuda="13.0")) == []
     assert capsys.readouterr().out == ""
@@ -191,8 +208,15 @@ def test_wrong_fastloss_cuda(setup_module: ModuleType, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("wanted", "expected"),
-    [("8.0", "80-real"), ("8.0 9.0", "80-real;90-real"), ("8.6,9.0a", "86-real;90a-real"), ("10.0+PTX", "100")],
+    [
+        ("8.0", "80-real"),
+        ("8.0 9.0", "80-real;90-real"),
+        ("8.6,9.0a", "86-real;90a-real"),
+        ("10.0+PTX", "100"),
+    ],
 )
-def test_architectures(setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, wanted: str, expected: str) -> None:
+def test_architectures(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, wanted: str, expected: str
+) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
     assert setup_module.cuda_architectures() == expected

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
-
 from cases import Case
 from support import each_case, gradients, upstream_for
+from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +29,9 @@ def large(case: Case) -> int | tuple[int, ...]:
     }[case.family.engine]
 
 
-def results(case: Case, reduction: dict[str, str], threads: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def results(
+    case: Case, reduction: dict[str, str], threads: int, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     torch.set_num_threads(threads)
     arguments = case.arguments(large(case), dtype, requires_grad=True)
     loss = case.loss(arguments, **reduction)
@@ -62,14 +63,14 @@ def test_large_sums_are_accurate(case: Case) -> None:
 
 @pytest.mark.gpu
 @each_case()
-def test_same_bits_from_run_to_run_on_a_gpu(case: Case, device: str) -> None:
-    if device == "cpu":
-        pytest.skip("the other tests are about the CPU")
+def test_same_bits_from_run_to_run_on_a_gpu(case: Case, gpu: str) -> None:
     for reduction in case.reductions[:2]:
         runs = []
         for _ in range(3):
-            arguments = case.arguments(large(case), device=device, requires_grad=True)
+            arguments = case.arguments(large(case), device=gpu, requires_grad=True)
             loss = case.loss(arguments, **reduction)
             runs.append([loss.detach(), *gradients(loss, arguments, upstream_for(loss)).values()])
         for run in runs[1:]:
-            assert all(torch.equal(found, expected) for found, expected in zip(run, runs[0], strict=True))
+            assert all(
+                torch.equal(found, expected) for found, expected in zip(run, runs[0], strict=True)
+            )

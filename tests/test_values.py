@@ -5,12 +5,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import SIZES, Case, find_case
+from support import (
+    as_float64,
+    assert_close,
+    check_against_oracle,
+    each_case,
+    gradients,
+    tolerance_of,
+)
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
 import fastloss.functional as F
-from cases import SIZES, Case, find_case
-from support import as_float64, assert_close, check_against_oracle, each_case, gradients, tolerance_of
 
 
 @each_case()
@@ -25,7 +32,9 @@ def test_loss_and_gradients(case: Case, size: int, device: str) -> None:
 @each_case()
 def test_without_gradient_the_loss_is_the_same(case: Case, device: str) -> None:
     for reduction in case.reductions:
-        with_gradient = case.loss(case.arguments(33, device=device, requires_grad=True), **reduction)
+        with_gradient = case.loss(
+            case.arguments(33, device=device, requires_grad=True), **reduction
+        )
         without = case.loss(case.arguments(33, device=device), **reduction)
         assert_close(without, with_gradient, tolerance_of(case, torch.float32), str(reduction))
         assert not without.requires_grad
@@ -37,7 +46,9 @@ def test_weight(case: Case, dtype: torch.dtype, device: str) -> None:
     for weight in case.weights(33, dtype, device=device):
         for reduction in case.reductions:
             arguments = case.arguments(33, device=device, requires_grad=True)
-            check_against_oracle(case, arguments, f"{reduction} {tuple(weight.shape)}", weight=weight, **reduction)
+            check_against_oracle(
+                case, arguments, f"{reduction} {tuple(weight.shape)}", weight=weight, **reduction
+            )
 
 
 @each_case(lambda case: case.takes_weight)
@@ -55,14 +66,18 @@ def test_weight_of_zero_takes_the_element_out(case: Case) -> None:
 @each_case(lambda case: case.takes_weight)
 def test_weights_that_add_up_to_zero_give_zero(case: Case, device: str) -> None:
     arguments = case.arguments(16, device=device, requires_grad=True)
-    loss = case.loss(arguments, weight=torch.zeros_like(case.weights(16, device=device)[0]), reduction="mean")
+    loss = case.loss(
+        arguments, weight=torch.zeros_like(case.weights(16, device=device)[0]), reduction="mean"
+    )
     assert loss.item() == 0
     for gradient in gradients(loss, arguments).values():
         assert not gradient.any()
 
 
 @each_case(lambda case: case.takes_weight)
-@pytest.mark.parametrize("kind", ["int", "float", "float32", "float64", "int64", "cpu", "zero", "zero_tensor"])
+@pytest.mark.parametrize(
+    "kind", ["int", "float", "float32", "float64", "int64", "cpu", "zero", "zero_tensor"]
+)
 def test_avg_factor(case: Case, kind: str, device: str) -> None:
     avg_factor: float | Tensor = {
         "int": 3,
@@ -76,7 +91,9 @@ def test_avg_factor(case: Case, kind: str, device: str) -> None:
     }[kind]
     for weight in (None, case.weights(17, device=device)[0]):
         arguments = case.arguments(17, device=device, requires_grad=True)
-        loss = check_against_oracle(case, arguments, weight=weight, avg_factor=avg_factor, reduction="mean")
+        loss = check_against_oracle(
+            case, arguments, weight=weight, avg_factor=avg_factor, reduction="mean"
+        )
         assert (loss == 0) == kind.startswith("zero")
 
 
@@ -103,8 +120,9 @@ def test_class_indices_equal_one_hot_targets(case: Case, device: str) -> None:
     assert torch.equal(sparse, dense)
 
 
-# ------------------------------------------------------------------------------------------- the functions torch has too
+# ---------------------------------------------------------------------- the functions torch has too
 
+_BCE = "binary_cross_entropy_with_logits"
 TORCH_TWINS = {
     "mse_loss": torch_functional.mse_loss,
     "l1_loss": torch_functional.l1_loss,
@@ -112,8 +130,8 @@ TORCH_TWINS = {
     "smooth_l1_loss-beta_0": torch_functional.smooth_l1_loss,
     "huber_loss": torch_functional.huber_loss,
     "huber_loss-delta": torch_functional.huber_loss,
-    "binary_cross_entropy_with_logits": torch_functional.binary_cross_entropy_with_logits,
-    "binary_cross_entropy_with_logits-pos_weight": torch_functional.binary_cross_entropy_with_logits,
+    _BCE: torch_functional.binary_cross_entropy_with_logits,
+    f"{_BCE}-pos_weight": torch_functional.binary_cross_entropy_with_logits,
 }
 
 
@@ -127,7 +145,12 @@ def test_values_and_gradients_are_torchs(case: Case, reduction: str, device: str
     assert_close(loss, expected, tolerance_of(case, torch.float32), "loss")
     expected_gradients = gradients(expected, wide)
     for name, gradient in gradients(loss, arguments).items():
-        assert_close(gradient, expected_gradients[name], tolerance_of(case, torch.float32), f"gradient of {name}")
+        assert_close(
+            gradient,
+            expected_gradients[name],
+            tolerance_of(case, torch.float32),
+            f"gradient of {name}",
+        )
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -137,5 +160,7 @@ def test_weighted_binary_cross_entropy_is_torchs(reduction: str) -> None:
     arguments = case.arguments(40)
     for weight in case.weights(40):
         loss = case.loss(arguments, weight=weight, reduction=reduction)
-        expected = TORCH_TWINS[case.id](**as_float64(arguments), weight=weight.double(), reduction=reduction)
+        expected = TORCH_TWINS[case.id](
+            **as_float64(arguments), weight=weight.double(), reduction=reduction
+        )
         assert_close(loss, expected, tolerance_of(case, torch.float32), "loss")

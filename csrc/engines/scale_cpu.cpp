@@ -12,10 +12,6 @@ constexpr int64_t kSmallestChunk = 16384;
 template <class T>
 void run_typed(const ScaleArguments& arguments, const Execution& execution) {
   const Layout& layout = arguments.layout;
-  bool one_number = true;
-  for (int d = 0; d < layout.dims; ++d)
-    one_number = one_number && layout.stride[kScaleUpstream][d] == 0;
-  if (one_number && load_number(arguments.upstream) == 1.0) return;
   const bool direct = arguments.gradient.dtype == dtype_of<T> && layout.is_even(kScaleGradient, 1);
   const Input source{arguments.gradient.data, arguments.gradient.dtype};
 

@@ -57,7 +57,17 @@ double number(std::string_view loss, const char* argument, py::handle object) {
 
 Numbers numbers(std::string_view loss, const py::tuple& tuple) {
   Numbers result;
-  for (const py::handle item : tuple) result.push_back(number(loss, "every float parameter", item));
+  for (size_t i = 0; i < tuple.size(); ++i) {
+    const double value = PyFloat_AsDouble(tuple[i].ptr());
+    if (value == -1.0 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      // Python knows what the signature calls it.
+      const auto name = py::module_::import("fastloss._ops").attr("parameter_name")(loss, i);
+      TORCH_CHECK_TYPE(false, public_name(loss), ": ", name.cast<std::string>(),
+                       " must be a number, got ", type_name(tuple[i]));
+    }
+    result.push_back(value);
+  }
   return result;
 }
 

@@ -3,6 +3,7 @@
 // and target, predicted and target boxes), parameters, one extra tensor and the options of the
 // reduction.
 #pragma once
+#include <ATen/ops/count_nonzero.h>
 #include <ATen/ops/ge.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
@@ -81,7 +82,7 @@ inline Mean mean_of(const LossInfo& info, const Options& options, const Tensor& 
   if (rows) {
     if (!weighted)
       return {numel == 0.0 ? 0.0 : static_cast<double>(rows->numel()) / numel,
-              rows->sum().to(type)};
+              at::count_nonzero(*rows).to(type)};
     const Tensor row_weight = options.weight->detach().to(type).expand(values.sizes()).sum(-1);
     return {1.0, at::where(*rows, row_weight, at::zeros_like(row_weight)).sum()};
   }

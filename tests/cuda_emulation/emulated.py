@@ -30,3 +30,10 @@ class _Finder(MetaPathFinder):
 
 assert "fastloss" not in sys.modules
 sys.meta_path.insert(0, _Finder())
+
+
+def pytest_sessionstart() -> None:
+    """Nobody shall test the wrong extension without noticing."""
+    import fastloss
+
+    assert fastloss.build_info()["instruction_set"] == "cuda_emulation"

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""The CUDA kernels without a GPU: compiled for the CPU, run under sanitizers.
+
+The emulated extension is one more build of the package, kept in ``build/``. Its CUDA kernels serve
+CPU tensors, so the tests of the table run on them as they are, in a process of their own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CASES
+from setup_script import setup_script
+
+ROOT = Path(__file__).parent.parent
+EMULATION = ROOT / "tests" / "cuda_emulation"
+BUILD = ROOT / "build" / f"cuda_emulation-{sys.implementation.cache_tag}-torch{torch.__version__}"
+
+COMPILER = os.environ.get("CXX", "g++").split()
+
+
+@functools.cache
+def address_sanitizer() -> str | None:
+    """The library to load before Python; None where the compiler has none or is not GCC."""
+    try:
+        found = subprocess.run(
+            [*COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    path = found.stdout.strip()
+    return path if os.path.isabs(path) else None
+
+
+pytestmark = pytest.mark.skipif(
+    address_sanitizer() is None, reason=f"{COMPILER[0]} has no AddressSanitizer of GCC's"
+)
+
+
+@pytest.fixture(scope="module")
+def build() -> Path:
+    """The folder with the emulated extension and the emulation's own test, up to date."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the test run may be building
+        options = [
+            "-DFASTLOSS_CUDA_EMULATION=ON",
+            "-DFASTLOSS_SANITIZE=address,undefined",
+            "-DFASTLOSS_WERROR=ON",
+        ]
+        setup_script().build_with_cmake(torch, BUILD, options)
+    return BUILD
+
+
+def run_python(build: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs Python with the emulated extension within reach (see ``emulated.py``)."""
+    # Neither this test run's options nor its choice of an instruction set are meant for the other.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST_", "FASTLOSS_"))
+    }
+    library = address_sanitizer()
+    assert library is not None
+    environment |= {
+        "LD_PRELOAD": library,
+        # Python and torch keep memory until the process ends, which is no leak of ours.
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONPATH": str(EMULATION),
+        "FASTLOSS_EMULATED_EXTENSION": str(build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def test_emulation_itself(build: Path) -> None:
+    done = subprocess.run([build / "test_emulation"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all tests passed" in done.stdout
+
+
+# For each file: the tests of the table to leave out (how their names begin), and how many must pass
+# at least for each row. Left out are tests whose work is the oracle's, as second derivatives, and
+# repetitions that lead to no other path through the kernels.
+TABLE: dict[str, tuple[tuple[str, ...], int]] = {
+    "test_values.py": (("test_avg_factor", "test_loss_and_gradients[cpu-1031-pairwise"), 10),
+    "test_dtypes_and_layouts.py": (
+        (
+            "test_dtype[",  # test_packs_and_blocks.py has every dtype too
+            *(
+                f"test_strides_of_every_operand[cpu-{layout}"
+                for layout in ("offset_2", "offset_3", "offset_4", "chunk", "leading_swapped")
+            ),
+        ),
+        15,
+    ),
+    "test_degenerate.py": (("test_mean_over_many_elements", "test_nothing_is_mutated"), 10),
+    "test_gradients.py": (("test_second_derivative",), 2),
+    "test_packs_and_blocks.py": ((), 5),
+}
+
+
+@pytest.mark.parametrize("file", TABLE)
+def test_table(build: Path, file: str) -> None:
+    left_out, at_least = TABLE[file]
+    # A process that a sanitizer stops loses what pytest captured of its output.
+    plain = ["--capture=sys", *("-p", "no:xdist"), *("-p", "no:cacheprovider")]
+    chosen = ["-m", "table and not gpu", f"tests/{file}"]
+    for name in left_out:
+        chosen += ["--deselect", f"tests/{file}::{name}"]
+    done = run_python(build, ["-m", "pytest", "-p", "emulated", "-o", "addopts=", *plain, *chosen])
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-20000:]
+    closing_line = done.stdout.strip().splitlines()[-1]
+    passed = re.search(r"(\d+) passed", closing_line)
+    assert passed is not None, closing_line
+    assert int(passed.group(1)) >= at_least * len(CASES), closing_line
+
+
+def test_address_sanitizer_watches_the_memory_of_tensors(build: Path) -> None:
+    """So that a kernel which leaves a tensor is caught."""
+    program = """
+import ctypes, emulated, torch
+is_poisoned = ctypes.CDLL(None).__asan_address_is_poisoned
+is_poisoned.argtypes = [ctypes.c_void_p]
+numbers = torch.zeros(5)
+end = numbers.data_ptr() + numbers.nbytes
+print(bool(is_poisoned(end - 1)), bool(is_poisoned(end)))
+"""
+    done = run_python(build, ["-c", program])
+    assert done.stdout.strip() == "False True", done.stderr
+
+
+def test_label_out_of_range_stops_the_kernel(build: Path) -> None:
+    """A kernel cannot raise an exception: it stops the process, and says why."""
+    program = """
+import emulated, torch
+import fastloss.functional as F
+F.sigmoid_focal_loss(torch.zeros(5, 3), torch.tensor([0, 3, -1, 2, 2]))
+print("labels in range are fine", flush=True)
+F.sigmoid_focal_loss(torch.zeros(5, 3), torch.tensor([0, 3, -1, 4, 2]))
+"""
+    done = run_python(build, ["-c", program])
+    assert done.stdout.strip() == "labels in range are fine", done.stderr
+    assert done.returncode == -signal.SIGABRT, done.stderr
+    assert "fastloss: a label is larger than the number of classes" in done.stderr
