@@ -55,8 +55,7 @@ struct HuberLoss {
     const T delta = parameter[0];
     const auto distance = abs(x - t);
     // Asked this way round NaN is quadratic, and its slope NaN, as torch has it.
-    return select(distance > delta, delta * (distance - T(0.5) * delta),
-                  T(0.5) * square(distance));
+    return select(distance > delta, delta * (distance - T(0.5) * delta), T(0.5) * square(distance));
   }
 };
 
