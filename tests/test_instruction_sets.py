@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every instruction set in a process of its own: the same numbers to the last bit."""
+"""Every instruction set in a process of its own: the same numbers, most of them to the last bit."""
 
 from __future__ import annotations
 
@@ -63,8 +63,10 @@ def by_instruction_set(
     return results
 
 
-def is_a_sum(case: Case, key: str, what: str) -> bool:
-    """Whether lanes are added up: in another order where there are more of them."""
+def is_rounded_otherwise(case: Case, key: str, what: str) -> bool:
+    """Whether bits may differ: fused multiply-adds, or lanes added up in another order."""
+    if case.family.engine == "pointwise":
+        return True  # compiled with contraction, where the instruction set has it
     if case.family.engine == "box_crowd":
         return True  # of what the neighbours do to a box
     if case.family.engine == "box_matrix":
@@ -74,7 +76,7 @@ def is_a_sum(case: Case, key: str, what: str) -> bool:
 
 @each_case()
 @pytest.mark.parametrize("name", OTHERS)
-def test_same_bits_as_the_baseline(
+def test_same_numbers_as_the_baseline(
     case: Case, by_instruction_set: dict[str, dict], name: str
 ) -> None:
     if name not in by_instruction_set or BASELINE not in by_instruction_set:
@@ -84,7 +86,7 @@ def test_same_bits_as_the_baseline(
     for key in mine:
         for what, expected in by_instruction_set[BASELINE][key].items():
             found = by_instruction_set[name][key][what]
-            if is_a_sum(case, key, what):
+            if is_rounded_otherwise(case, key, what):
                 rounding = max(1e-6, torch.finfo(expected.dtype).eps)
                 allowed = rounding * expected.abs().max().item() if expected.numel() else 0.0
                 torch.testing.assert_close(

@@ -4,8 +4,8 @@
 //
 // Every operation is an IEEE operation or an exact bit operation, in one written order, so each
 // element's result is the same bit for bit on every instruction set. For that reason there is no
-// fused multiply-add (SSE2 has none), and the build passes -ffp-contract=off. There are no
-// branches: special values are blended in.
+// fused multiply-add (SSE2 has none), and the box engines are built with -ffp-contract=off. There
+// are no branches: special values are blended in.
 #pragma once
 #include <cstdint>
 #include <utility>

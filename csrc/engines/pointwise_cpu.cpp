@@ -166,36 +166,43 @@ struct FirstBadLabel {
   }
 };
 
+// Where the label of a row is. The rows are walked in the order of the layout's outer dimensions;
+// with a single class there is no dimension of classes, and every dimension is one of rows.
+FASTLOSS_INLINE int64_t label_offset(const PointwiseArguments& arguments, int64_t row) {
+  const Layout& layout = arguments.layout;
+  int64_t offset = 0;
+  for (int d = arguments.classes > 1 ? 1 : 0; d < layout.dims; ++d) {
+    const bool last = d + 1 == layout.dims;
+    const int64_t index = last ? row : row % layout.size[d];
+    if (!last) row /= layout.size[d];
+    offset += index * layout.stride[kPointwiseTarget][d];
+  }
+  return offset;
+}
+
 // Expands class indices to 0/1 targets. Returns whether every row counts; else `counts` tells which
 // elements do.
 template <class T>
 bool expand_labels(T* targets, T* counts, const PointwiseArguments& arguments, int64_t begin,
                    int64_t end, FirstBadLabel& bad) {
   bool all_count = true;
-  for (int64_t i = 0; i < end - begin; ++i) targets[i] = T(0);
-  const int64_t classes = arguments.classes,
-                row_stride = arguments.layout.stride[kPointwiseTarget][0];
-  for_each_run(arguments.layout, begin, end,
-               [&](int64_t position, const int64_t* offsets, int64_t length) {
-                 // A stretch lies in one row, except where the rows are one element wide.
-                 for (int64_t i = 0, span; i < length; i += span) {
-                   const int64_t row = (begin + position + i) / classes,
-                                 first = (begin + position + i) % classes;
-                   span = classes - first < length - i ? classes - first : length - i;
-                   const int64_t label =
-                       load_integer(arguments.target, offsets[kPointwiseTarget] + i * row_stride);
-                   if (label > classes) bad.note(row, label);
-                   if (label >= first && label < first + span)
-                     targets[position + i + label - first] = T(1);
-                   if (label < 0) {
-                     if (all_count) {
-                       all_count = false;
-                       for (int64_t j = 0; j < end - begin; ++j) counts[j] = T(1);
-                     }
-                     for (int64_t j = 0; j < span; ++j) counts[position + i + j] = T(0);
-                   }
-                 }
-               });
+  const int64_t size = end - begin, classes = arguments.classes;
+  for (int64_t i = 0; i < size; ++i) targets[i] = T(0);
+  int64_t row = begin / classes, first = begin % classes;
+  for (int64_t i = 0; i < size; ++row, first = 0) {
+    const int64_t span = classes - first < size - i ? classes - first : size - i;
+    const int64_t label = load_integer(arguments.target, label_offset(arguments, row));
+    if (label > classes) bad.note(row, label);
+    if (label >= first && label < first + span) targets[i + label - first] = T(1);
+    if (label < 0) {
+      if (all_count) {
+        all_count = false;
+        for (int64_t j = 0; j < size; ++j) counts[j] = T(1);
+      }
+      for (int64_t j = 0; j < span; ++j) counts[i + j] = T(0);
+    }
+    i += span;
+  }
   return all_count;
 }
 
