@@ -125,3 +125,32 @@ def test_a_crowd_needs_memory_linear_in_the_boxes(case: Case) -> None:
         per_box.append(allocations(step, case, arguments) / boxes)
     assert per_box[1] <= 1.1 * per_box[0]
     assert per_box[1] < 400
+
+
+def test_gradient_memory_waits_for_the_next_step() -> None:
+    """What a step frees is not given to others, but to the gradient of the next step."""
+    values = torch.randn(1 << 20, requires_grad=True)
+
+    def gradient_address() -> int:
+        values.grad = None
+        fastloss.functional.mse_loss(values, torch.zeros(1 << 20)).backward()
+        assert values.grad is not None
+        return values.grad.data_ptr()
+
+    fastloss.empty_cache()
+    first = gradient_address()
+    values.grad = None
+    others = [torch.empty(1 << 20) for _ in range(4)]
+    assert first not in [other.data_ptr() for other in others]
+    assert gradient_address() == first
+
+
+def test_gradients_from_the_stock_are_ordinary_tensors() -> None:
+    """A gradient is a tensor like any other: it can be resized, and outlives the stock."""
+    large = torch.randn(1 << 19, requires_grad=True)
+    fastloss.functional.mse_loss(large, torch.zeros(1 << 19)).backward()
+    assert large.grad is not None
+    expected = large.grad.clone()
+    large.grad.resize_(1 << 20)
+    torch.testing.assert_close(large.grad[: 1 << 19], expected)
+    fastloss.empty_cache()

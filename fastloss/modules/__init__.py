@@ -1,36 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The losses as modules: options in the constructor, tensors in the call."""
 
-from .boxes import (
-    BoxIoULoss,
-    CompleteBoxIoULoss,
-    DistanceBoxIoULoss,
-    EfficientBoxIoULoss,
-    GeneralizedBoxIoULoss,
-    NormalizedWassersteinLoss,
-    RepulsionLoss,
-    ScyllaBoxIoULoss,
-    SigmoidAspectBoxIoULoss,
-    WiseBoxIoULoss,
-)
-from .classification import BCEWithLogitsLoss, SigmoidFocalLoss
-from .regression import HuberLoss, L1Loss, MSELoss, SmoothL1Loss
+from . import boxes, classification, regression
+from .boxes import *  # noqa: F403
+from .classification import *  # noqa: F403
+from .regression import *  # noqa: F403
 
-__all__ = [
-    "BCEWithLogitsLoss",
-    "BoxIoULoss",
-    "CompleteBoxIoULoss",
-    "DistanceBoxIoULoss",
-    "EfficientBoxIoULoss",
-    "GeneralizedBoxIoULoss",
-    "HuberLoss",
-    "L1Loss",
-    "MSELoss",
-    "NormalizedWassersteinLoss",
-    "RepulsionLoss",
-    "ScyllaBoxIoULoss",
-    "SigmoidAspectBoxIoULoss",
-    "SigmoidFocalLoss",
-    "SmoothL1Loss",
-    "WiseBoxIoULoss",
-]
+__all__ = [*boxes.__all__, *classification.__all__, *regression.__all__]
