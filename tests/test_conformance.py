@@ -79,7 +79,7 @@ def test_rows_have_names_of_their_own() -> None:
 
 def test_all_lists_are_complete_and_sorted() -> None:
     for package in (functional, reference, modules):
-        files = [getattr(package, name) for name in ("boxes", "classification", "regression")]
+        files = [importlib.import_module(f"{package.__name__}.{task}") for task in TASKS]
         for file in files:
             assert list(file.__all__) == sorted(file.__all__)
             public = {
@@ -89,6 +89,17 @@ def test_all_lists_are_complete_and_sorted() -> None:
             }
             assert public == set(file.__all__), file.__name__
         assert list(package.__all__) == [name for file in files for name in file.__all__]
+    for name in (
+        *modules.__all__,
+        "functional",
+        "reference",
+        "patch",
+        "build_info",
+        "empty_cache",
+        "__version__",
+    ):
+        assert name in fastloss.__all__
+        assert hasattr(fastloss, name)
 
 
 def test_each_function_stands_in_the_file_of_its_task_everywhere() -> None:
