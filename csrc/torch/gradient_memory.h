@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Memory for CPU gradients. A training step frees the gradient of the last one and asks for another
 // of the same size; malloc hands large blocks back to the system in between, and faulting them in
-// again page by page costs more than most losses (measured: 3.2 ms instead of 1.1 ms for the MSE of
-// 4 M elements). So the blocks freed last are kept.
+// again page by page costs more than most losses. So the blocks freed last are kept. Measured on 2
+// threads, mean of many steps with and without: the MSE of 4 M elements 0.4 and 1.9 ms, of 16 M
+// elements 3.6 and 7 ms.
 #pragma once
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
