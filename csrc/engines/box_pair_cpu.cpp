@@ -64,11 +64,6 @@ template <class Formula, class T, Gradients kGradients>
   return sum;
 }
 
-template <class T>
-FASTLOSS_INLINE void copy(T* out, const T* in, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = in[i];
-}
-
 // Any number of boxes: the last, incomplete vector is worked on in a padded copy, so that nothing
 // is read or written beyond the end. A padding box has weight 0.
 template <class Formula, class T, Gradients kGradients>
@@ -175,11 +170,8 @@ void run_typed(const BoxPairArguments& arguments, const Execution& execution) {
   }
   const T gradient_scale = T(resolve(arguments.gradient_scale));
   const Layout& layout = arguments.layout;
-  // A gradient that no cache will hold until it is used is written past the caches: the line need
-  // not be read first.
-  constexpr int64_t kStreamingBytes = int64_t{4} << 20;
   const bool streaming = arguments.gradient1 &&
-                         4 * layout.numel * int64_t{sizeof(T)} >= kStreamingBytes &&
+                         outlives_caches(4 * layout.numel * int64_t{sizeof(T)}) &&
                          is_direct<T>(layout, kBoxPairGradient1, arguments.gradient1.dtype, 1);
 
   const double sum = sum_over_chunks(

@@ -70,11 +70,6 @@ template <class Formula, class T, Gradients kGradients>
   return sum;
 }
 
-template <class T>
-FASTLOSS_INLINE void copy(T* out, const T* in, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = in[i];
-}
-
 // Any number of elements: the last, incomplete vector is worked on in a padded copy, so that
 // nothing is read or written beyond the end. Padding does not count.
 template <class Formula, class T, Gradients kGradients>
@@ -213,11 +208,8 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
   const T gradient_scale = T(resolve(arguments.gradient_scale));
   const Layout& layout = arguments.layout;
   const Output values{arguments.loss_output.values, dtype_of<T>};
-  // A gradient that no cache will hold until it is used is written past the caches: the line need
-  // not be read first.
-  constexpr int64_t kStreamingBytes = int64_t{4} << 20;
   const bool streaming =
-      arguments.input_gradient && layout.numel * int64_t{sizeof(T)} >= kStreamingBytes &&
+      arguments.input_gradient && outlives_caches(layout.numel * int64_t{sizeof(T)}) &&
       is_direct<T>(layout, kPointwiseInputGradient, arguments.input_gradient.dtype);
   FirstBadLabel bad;
 

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include "core/vec.h"
 #include "engines/kernels.h"
 #include "engines/staging.h"
 

@@ -119,6 +119,15 @@ FASTLOSS_INLINE void for_each_run(const Layout& layout, int64_t begin, int64_t e
   }
 }
 
+template <class T>
+FASTLOSS_INLINE void copy(T* out, const T* in, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = in[i];
+}
+
+// A gradient that no cache will hold until it is used is written past the caches: its lines need
+// not be read first.
+constexpr bool outlives_caches(int64_t bytes) { return bytes >= int64_t{4} << 20; }
+
 // Splits [0, count) into chunks whose number and borders depend on count alone, so that sums are
 // the same whatever the threads do, runs chunk(begin, end) on each and returns the sum of what they
 // return, in order.

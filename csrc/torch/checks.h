@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What is asked of the arguments of every loss. A message names the function, the argument, what
-// was expected and what came. These checks run once, where a call enters; nothing behind them
-// checks again.
+// was expected and what came. The entry of a call runs these checks, before it chooses between
+// kernel and twin; the forward operators of losses.h, which can be called by themselves, run them
+// too.
 #pragma once
 #include <c10/util/Exception.h>
 
