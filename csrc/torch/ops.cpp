@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The engines as torch operators: schemas and registration. What they do stands in losses.h,
-// box_matrix.h, box_crowd.h.
+// The engines as torch operators: schemas and registration. What they do stands in the
+// header of each engine.
 //
 // A call runs   op → (autograd Function) → op_forward → engine,   and back through `scale_`, the
 // one backward. The Function calls operators, never kernels, so that fake tensors and tracing see
@@ -13,7 +13,8 @@
 
 #include "torch/box_crowd.h"
 #include "torch/box_matrix.h"
-#include "torch/losses.h"
+#include "torch/box_pair.h"
+#include "torch/pointwise.h"
 
 namespace fastloss {
 namespace {
