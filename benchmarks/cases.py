@@ -167,6 +167,7 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "box_pair": (1 << 16,),
     "box_matrix": (16, 60, 2100),
     "box_crowd": (1024, 64),
+    "pairs": (64, 100),
     "pointwise": (1 << 14, 64),
 }
 

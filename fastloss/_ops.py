@@ -116,6 +116,23 @@ def box_crowd(
     )
 
 
+def pairs(
+    loss: str,
+    scores: Tensor,
+    relevance: Tensor,
+    parameters: Parameters = (),
+    *,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """A loss of lists of scored items."""
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.pairs(
+            loss, scores, relevance, parameters, mask, None, reduction, None, None
+        )
+    return _C.pairs(loss, scores, relevance, parameters, mask, reduction)
+
+
 def _split(avg_factor: float | Tensor | None) -> tuple[Tensor | None, float | None]:
     """A schema has no "number or tensor": two arguments, one of which is None."""
     if isinstance(avg_factor, Tensor):
@@ -137,7 +154,7 @@ def _twin(loss: str) -> tuple[Callable[..., Tensor], tuple[str, ...], dict[str, 
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in _TENSORS_AND_REDUCTION:
             continue
-        if parameter.name in ("mode", "kind"):
+        if parameter.name in ("mode", "kind", "scheme"):
             options[parameter.name] = option
         else:
             floats.append(parameter.name)
@@ -154,6 +171,7 @@ _TENSORS_AND_REDUCTION = frozenset(
         *("input", "inputs", "target", "targets", "weight", "pos_weight"),
         *("boxes1", "boxes2", "boxes", "target_boxes", "target_index"),
         *("batch_index", "target_batch_index", "reduction", "avg_factor"),
+        *("scores", "relevance", "mask"),
     }
 )
 
@@ -238,12 +256,33 @@ def _box_crowd_reference(
     )
 
 
+def _pairs_reference(
+    loss: str,
+    scores: Tensor,
+    relevance: Tensor,
+    parameters: list[float],
+    extra: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: Tensor | None,
+    avg_number: float | None,
+) -> Tensor:
+    # The one number that may be None, and is an integer, is k.
+    given: Any = [
+        (None if math.isnan(value) else int(value)) if name == "k" else value
+        for name, value in zip(_twin(loss)[1], parameters, strict=True)
+    ]
+    reduces: dict[str, str] = {} if loss == "ndcg" else {"reduction": reduction}
+    return _call_twin(loss, (scores, relevance), tuple(given), mask=extra, **reduces)
+
+
 _library = torch.library.Library("fastloss", "IMPL")
 for _engine, _function in {
     "pointwise": _pointwise_reference,
     "box_pair": _box_pair_reference,
     "box_matrix": _box_matrix_reference,
     "box_crowd": _box_crowd_reference,
+    "pairs": _pairs_reference,
 }.items():
     for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
         _library.impl(f"{_engine}_reference", _function, _key)

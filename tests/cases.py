@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,9 @@ TOLERANCES = {
     torch.float32: Tolerance(1e-5, 2e-6),
     torch.float64: Tolerance(1e-12, 1e-13),
 }
+# Sinkhorn's rounds end when every sum is within 1e-6 of 1, which float32 may see a round earlier or
+# later than float64.
+A_ROUND_MORE = Tolerance(1e-5, 4e-5)
 # A coordinate near 100 is exact to 4e-6, and the distance of two centres may be far below 1.
 CANCELLING = Tolerance(1e-5, 5e-6)
 
@@ -488,6 +491,70 @@ REGRESSION = Family(
 )
 
 
+# ------------------------------------------------------------------------------------------ ranking
+
+
+def _lists(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Lists (B, L), every third item relevant to some degree."""
+    degrees = torch.randint(-8, 5, shape, generator=generator).clamp(min=0)
+    return {
+        "scores": 2 * torch.randn(shape, generator=generator, dtype=torch.float64),
+        "relevance": degrees.to(torch.float64),
+    }
+
+
+def _masked_lists(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Padded at the end, and here and there; of the first list nothing is left."""
+    result = _lists(shape, generator)
+    lists, length = shape
+    lengths = torch.randint(length + 1, (lists, 1), generator=generator) + 2
+    lengths = torch.where(torch.arange(lists)[:, None] == 0, 0, lengths)
+    holes = torch.rand(shape, generator=generator) < 0.1
+    return {**result, "mask": (torch.arange(length) < lengths) & ~holes}
+
+
+def _degenerate_lists() -> dict[str, Tensor]:
+    """Scores up to the largest, and equal ones; relevance without an order, tiny, negative, huge."""
+    logits = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    length = len(logits)
+    nothing = torch.zeros(length, dtype=torch.float64)
+    degrees = torch.arange(length, dtype=torch.float64) % 4
+    relevances = (
+        *(nothing, nothing + 2, degrees, degrees * 2.0**-14),
+        *(degrees - 3, -degrees, degrees * 40, degrees * 4096),
+    )
+    scores = (logits, nothing, logits.flip(0))
+    return {
+        "scores": torch.stack([score for score in scores for _ in relevances]),
+        "relevance": torch.stack([relevance for _ in scores for relevance in relevances]),
+    }
+
+
+def _degenerate_masked_lists() -> dict[str, Tensor]:
+    result = _degenerate_lists()
+    lists, length = result["scores"].shape
+    number, item = torch.arange(lists)[:, None], torch.arange(length)
+    mask = torch.where(number % 5 == 0, item == 3, item != number % length)  # one item, or all but
+    return {**result, "mask": mask & (number % 7 != 0)}
+
+
+LISTS = Family(
+    engine="pairs",
+    build=_lists,
+    degenerate=_degenerate_lists,
+    differentiable=("scores",),
+    # The oracle's memory is that of all pairs.
+    shape_of=lambda size: (5, min(size, 131)) if size else (0, 7),
+    element_wise=False,
+)
+MASKED_LISTS = replace(LISTS, build=_masked_lists, degenerate=_degenerate_masked_lists)
+# The oracle's memory is that of all pairs in fifty rounds.
+SHORT_LISTS = replace(LISTS, shape_of=lambda size: (5, min(size, 37)) if size else (0, 7))
+SHORT_MASKED_LISTS = replace(SHORT_LISTS, build=_masked_lists, degenerate=_degenerate_masked_lists)
+_WITHOUT_GRADIENT = replace(LISTS, differentiable=(), reduces=False)
+_MASKED_WITHOUT_GRADIENT = replace(MASKED_LISTS, differentiable=(), reduces=False)
+
+
 # ---------------------------------------------------------------------------------------- the table
 
 CASES: tuple[Case, ...] = (
@@ -671,9 +738,74 @@ CASES: tuple[Case, ...] = (
         variant="delta",
         options={"delta": 0.3},
     ),
+    Case("lambda_loss", "LambdaLoss", LISTS, "LambdaLoss", "lambda_loss/ndcg_loss2pp"),
+    Case(
+        "lambda_loss",
+        "LambdaLoss of 6, masked",
+        MASKED_LISTS,
+        "LambdaLoss",
+        "lambda_loss/ndcg_loss2pp",
+        "k",
+        {"k": 6, "sigma": 1.5, "mu": 5.0},
+    ),
+    *(
+        Case(
+            "lambda_loss",
+            f"LambdaLoss {scheme}, masked",
+            MASKED_LISTS,
+            "LambdaLoss",
+            f"lambda_loss/{scheme}",
+            scheme,
+            {"scheme": scheme},
+        )
+        for scheme in ("ndcg_loss1", "ndcg_loss2", "lambda_rank", "ranknet")
+    ),
+    Case(
+        "lambda_loss",
+        "NDCG-Loss1 of 4",
+        LISTS,
+        "LambdaLoss",
+        "lambda_loss/ndcg_loss1",
+        "ndcg_loss1_k",
+        {"scheme": "ndcg_loss1", "k": 4, "sigma": 0.5},
+    ),
+    Case("ranknet_loss", "RankNet", LISTS, "RankNetLoss"),
+    Case("ranknet_loss", "RankNet, masked", MASKED_LISTS, "RankNetLoss", variant="masked"),
+    Case("approx_ndcg_loss", "ApproxNDCG", LISTS, "ApproxNDCGLoss"),
+    Case(
+        "approx_ndcg_loss",
+        "ApproxNDCG, α 2.5, masked",
+        MASKED_LISTS,
+        "ApproxNDCGLoss",
+        variant="alpha",
+        options={"alpha": 2.5},
+    ),
+    Case("neural_ndcg_loss", "NeuralNDCG", SHORT_LISTS, "NeuralNDCGLoss", float32=A_ROUND_MORE),
+    Case(
+        "neural_ndcg_loss",
+        "NeuralNDCG, τ 0.3, masked",
+        SHORT_MASKED_LISTS,
+        "NeuralNDCGLoss",
+        variant="temperature",
+        options={"temperature": 0.3},
+        float32=A_ROUND_MORE,
+    ),
+    Case("list_net_loss", "ListNet", LISTS, "ListNetLoss"),
+    Case("list_net_loss", "ListNet, masked", MASKED_LISTS, "ListNetLoss", variant="masked"),
+    Case("list_mle_loss", "ListMLE", LISTS, "ListMLELoss"),
+    Case("list_mle_loss", "ListMLE, masked", MASKED_LISTS, "ListMLELoss", variant="masked"),
+)
+
+
+# Functions without a gradient.
+METRICS: tuple[Case, ...] = (
+    Case("ndcg", "NDCG", _WITHOUT_GRADIENT, None),
+    Case(
+        "ndcg", "NDCG of 5, masked", _MASKED_WITHOUT_GRADIENT, None, variant="k", options={"k": 5}
+    ),
 )
 
 
 def find_case(id: str) -> Case:
     """The row with this id."""
-    return next(case for case in CASES if case.id == id)
+    return next(case for case in (*CASES, *METRICS) if case.id == id)

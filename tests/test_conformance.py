@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, METRICS
 from torch import nn
 
 import fastloss
@@ -26,7 +26,8 @@ from fastloss import _C, functional, modules, reference
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "csrc"
 FUNCTIONS = sorted(functional.__all__)
-TASKS = ("boxes", "classification", "regression")
+TASKS = ("boxes", "classification", "ranking", "regression")
+ROWS = (*CASES, *METRICS)
 
 
 # -------------------------------------------------------------------------------------------- names
@@ -34,13 +35,13 @@ TASKS = ("boxes", "classification", "regression")
 
 def test_functions_references_and_rows_have_the_same_names() -> None:
     assert sorted(reference.__all__) == FUNCTIONS
-    assert sorted({case.function for case in CASES}) == FUNCTIONS
+    assert sorted({case.function for case in ROWS}) == FUNCTIONS
 
 
 def test_every_formula_has_a_row_and_every_row_a_formula() -> None:
     kernels = {engine: sorted(names) for engine, names in _C.kernels().items()}
     rows: dict[str, set[str]] = {engine: set() for engine in kernels}
-    for case in CASES:
+    for case in ROWS:
         rows[case.family.engine].add(case.kernel_name)
     assert {engine: sorted(names) for engine, names in rows.items()} == kernels
 
@@ -65,7 +66,11 @@ def test_module_names_follow_the_functions() -> None:
             continue
         words = case.function.split("_")
         spelled = "".join(
-            {"iou": "IoU", "mse": "MSE", "l1": "L1"}.get(word, word.capitalize()) for word in words
+            {
+                **{"iou": "IoU", "mse": "MSE", "l1": "L1", "ndcg": "NDCG", "mle": "MLE"},
+                "ranknet": "RankNet",
+            }.get(word, word.capitalize())
+            for word in words
         )
         assert case.module == {"BinaryCrossEntropyWithLogits": "BCEWithLogitsLoss"}.get(
             spelled, spelled
@@ -73,8 +78,8 @@ def test_module_names_follow_the_functions() -> None:
 
 
 def test_rows_have_names_of_their_own() -> None:
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert len({case.label for case in CASES}) == len(CASES)
+    assert len({case.id for case in ROWS}) == len(ROWS)
+    assert len({case.label for case in ROWS}) == len(ROWS)
 
 
 def test_all_lists_are_complete_and_sorted() -> None:
@@ -180,7 +185,7 @@ PAPERS_NOT_NEEDED = {
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in PAPERS_NOT_NEEDED])
 def test_function_names_its_paper(name: str) -> None:
     docstring = inspect.getdoc(getattr(functional, name)) or ""
-    assert re.search(r"\b(19|20)\d\d,\s+arXiv \d{4}\.\d{4,5}", docstring)
+    assert re.search(r"\b(19|20)\d\d,\s+(arXiv \d{4}\.\d{4,5}|doi 10\.\d+/\S+)", docstring)
 
 
 @pytest.mark.parametrize("name", sorted(modules.__all__))

@@ -219,6 +219,12 @@ def test_pairwise_kind() -> None:
         ("sigmoid_focal_loss", "gamma", [-1.0, float("nan")], "at least 0"),
         ("smooth_l1_loss", "beta", [-1.0, float("nan")], "at least 0"),
         ("huber_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
+        ("lambda_loss", "scheme", ["ndcg", "", None], "'ndcg_loss1', 'ndcg_loss2', 'ndcg_loss2pp'"),
+        ("lambda_loss", "k", [0, -3, float("nan")], "at least 1, or None"),
+        ("lambda_loss", "sigma", [0.0, -1.0, float("nan"), float("inf")], "above 0"),
+        ("lambda_loss", "mu", [-1.0, float("nan")], "at least 0"),
+        ("approx_ndcg_loss", "alpha", [0.0, -1.0, float("nan"), float("inf")], "above 0"),
+        ("neural_ndcg_loss", "temperature", [0.0, -1.0, float("nan")], "above 0"),
     ],
 )
 def test_option_out_of_range(
@@ -315,6 +321,49 @@ def test_repulsion_takes_a_list_of_boxes() -> None:
         expect(ValueError, case, name, {**case.arguments((6, 4)), name: torch.zeros(2, 3, 4)})
 
 
+# ------------------------------------------------------------------------------------------ ranking
+
+
+@each_function(lambda case: case.family.engine == "pairs")
+def test_lists_of_another_shape(case: Case) -> None:
+    arguments = case.arguments((3, 4))
+    for shape in ((4,), (2, 3, 4), ()):
+        message = expect(ValueError, case, "scores", {**arguments, "scores": torch.zeros(shape)})
+        assert "(lists, items)" in message
+    for name in ("relevance", "mask"):
+        for shape in ((3, 5), (3, 1), (4,), (1, 3, 4)):
+            wrong = torch.ones(shape, dtype=torch.bool if name == "mask" else torch.float32)
+            message = expect(ValueError, case, name, {**arguments, name: wrong})
+            assert shape_text(wrong) in message
+            assert "[3, 4]" in message
+
+
+@each_function(lambda case: case.family.engine == "pairs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_mask_of_another_dtype(case: Case, dtype: torch.dtype) -> None:
+    arguments = case.arguments((3, 4))
+    message = expect(TypeError, case, "mask", {**arguments, "mask": torch.ones(3, 4).to(dtype)})
+    assert "bool or integers" in message
+    expect(TypeError, case, "mask", {**arguments, "mask": [[True] * 4] * 3})
+    expect(ValueError, case, "mask", {**arguments, "mask": torch.ones(3, 4, device="meta").bool()})
+
+
+@each_function(lambda case: case.family.engine == "pairs")
+def test_relevance_of_another_dtype(case: Case) -> None:
+    arguments = case.arguments((3, 4))
+    for dtype in (torch.complex64, torch.float8_e5m2):
+        expect(TypeError, case, "relevance", {**arguments, "relevance": torch.ones(3, 4).to(dtype)})
+
+
+def test_lists_have_no_weight_and_no_avg_factor() -> None:
+    scores, relevance = torch.zeros(2, 3), torch.zeros(2, 3)
+    call = torch.ops.fastloss.pairs
+    with pytest.raises(ValueError, match="ranknet_loss: there is neither weight nor avg_factor"):
+        call("ranknet_loss", scores, relevance, [], None, torch.ones(2), "mean", None, None)
+    with pytest.raises(ValueError, match="ranknet_loss: there is neither weight nor avg_factor"):
+        call("ranknet_loss", scores, relevance, [], None, None, "mean", None, 2.0)
+
+
 # ---------------------------------------------------------------------------------------- elsewhere
 
 
@@ -336,7 +385,7 @@ def test_the_operator_checks_as_the_function_does(case: Case) -> None:
         compiled(arguments[name])
 
 
-@pytest.mark.parametrize("engine", ["pointwise", "box_pair", "box_matrix", "box_crowd"])
+@pytest.mark.parametrize("engine", ["pointwise", "box_pair", "box_matrix", "box_crowd", "pairs"])
 def test_operators_refuse_unknown_formulas(engine: str) -> None:
     case = next(case for case in CASES if case.family.engine == engine)
     tensors = [
@@ -349,6 +398,7 @@ def test_operators_refuse_unknown_formulas(engine: str) -> None:
         "box_pair": ([1e-7], None, None, "mean", None, None),
         "box_matrix": ([1e-7],),
         "box_crowd": (None, None, [0.9, 0.5, 0.5, 0.5], "mean"),
+        "pairs": ([], None, None, "mean", None, None),
     }[engine]
     with pytest.raises(ValueError, match="cosine_loss"):
         getattr(torch.ops.fastloss, engine)("cosine_loss", *tensors, *rest)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastloss import _ops
 
-ENGINES = ("pointwise", "box_pair", "box_matrix", "box_crowd")
+ENGINES = ("pointwise", "box_pair", "box_matrix", "box_crowd", "pairs")
 # One row per engine and shape of arguments, for what is too slow to do with every row.
 FEW = (
     "complete_box_iou_loss",
@@ -27,6 +27,7 @@ FEW = (
     "pairwise_box_iou-ciou",
     "sigmoid_focal_loss-indices",
     "binary_cross_entropy_with_logits-pos_weight",
+    "lambda_loss-k",
 )
 
 
@@ -58,6 +59,9 @@ def operator_call(case: Case, arguments: Arguments, **more: Any) -> tuple[str, t
     if engine in ("pointwise", "box_pair"):
         *rest, avg_factor = values
         values = (*rest, *_ops._split(avg_factor))
+    elif engine == "pairs":
+        *rest, reduction = values
+        values = (*rest, None, reduction, None, None)
     return engine, tuple(list(value) if isinstance(value, tuple) else value for value in values)
 
 
@@ -103,7 +107,7 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
             torch.library.opcheck(forward, (*values, None, False), test_utils=tests)
         else:
             for needs in ([True, True], [True, False], [False, False]):
-                if case.family.integers and needs[1]:
+                if needs[1] and len(case.family.differentiable) < 2:
                     continue
                 torch.library.opcheck(forward, (*values, needs), test_utils=tests)
 

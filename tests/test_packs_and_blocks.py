@@ -19,6 +19,7 @@ def several_blocks(case: Case) -> Shape:
         "box_pair": (2100,),
         "box_matrix": (5, 9, 130),
         "box_crowd": (131, 40),
+        "pairs": (35, 21),
     }[case.family.engine]
 
 

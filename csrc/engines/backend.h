@@ -5,6 +5,7 @@
 #include "engines/box_crowd.h"
 #include "engines/box_matrix.h"
 #include "engines/box_pair.h"
+#include "engines/pairs.h"
 #include "engines/pointwise.h"
 #include "engines/scale.h"
 
@@ -17,6 +18,8 @@ struct Backend {
   void (*box_pair)(const BoxPairArguments&, const Execution&);
   void (*box_matrix)(const BoxMatrixArguments&, const Execution&);
   void (*box_crowd)(const BoxCrowdArguments&, const Execution&);
+  int64_t (*pairs_scratch)(const PairsArguments&);
+  void (*pairs)(const PairsArguments&, const Execution&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 
@@ -28,6 +31,7 @@ struct LossInfo {
   bool weighted_mean;  // a weighted mean divides by Σ weight (else by the number of elements)
   bool class_targets;  // integer targets may be class indices
   const char *input_name, *target_name;  // what a pointwise loss calls its arguments
+  double of_nothing;                     // what there is without any element: 0, but for a metric
 };
 struct LossList {
   const LossInfo* begin;
@@ -35,7 +39,7 @@ struct LossList {
   int find(const char* name) const;  // the index, or -1
 };
 struct Catalogue {
-  LossList pointwise, box_pair, box_matrix, box_crowd;
+  LossList pointwise, box_pair, box_matrix, box_crowd, pairs;
 };
 const Catalogue& catalogue();
 

@@ -10,6 +10,8 @@ void pointwise(const PointwiseArguments& arguments, const Execution& execution);
 void box_pair(const BoxPairArguments& arguments, const Execution& execution);
 void box_matrix(const BoxMatrixArguments& arguments, const Execution& execution);
 void box_crowd(const BoxCrowdArguments& arguments, const Execution& execution);
+int64_t pairs_scratch(const PairsArguments& arguments);
+void pairs(const PairsArguments& arguments, const Execution& execution);
 void scale(const ScaleArguments& arguments, const Execution& execution);
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -23,10 +23,13 @@ struct List {
     const char *input = "input", *target = "target";
     if constexpr (requires { Formula::kInputName; }) input = Formula::kInputName;
     if constexpr (requires { Formula::kTargetName; }) target = Formula::kTargetName;
+    double of_nothing = 0.0;
+    if constexpr (requires { Formula::kOfNothing; }) of_nothing = Formula::kOfNothing;
     static_assert(Formula::kParameters <= kMaxParameters);
-    return {Formula::kName, Formula::kParameters, device_parameter,
-            weighted_mean,  class_targets,        input,
-            target};
+    return {Formula::kName,   Formula::kParameters,
+            device_parameter, weighted_mean,
+            class_targets,    input,
+            target,           of_nothing};
   }
   static constexpr LossInfo kInfo[kSize] = {info<Formulas>()...};
 

@@ -142,6 +142,13 @@ Tensor box_crowd(std::string_view loss, py::handle boxes, py::handle target_boxe
   return op.call(loss, a, b, i, batch, target_batch, p, r);
 }
 
+Tensor pairs(std::string_view loss, py::handle scores, py::handle relevance,
+             const py::tuple& parameters, py::handle mask, py::handle reduction) {
+  static const auto op = find_operator<LossSignature>("fastloss::pairs");
+  return call_loss(op, {"scores", "relevance", "mask"}, loss, scores, relevance, parameters, mask,
+                   py::none(), reduction, py::none());
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = FASTLOSS_TORCH_VERSION;  // the one it was compiled against
@@ -164,6 +171,7 @@ py::dict kernels() {
   add("box_pair", catalogue().box_pair);
   add("box_matrix", catalogue().box_matrix);
   add("box_crowd", catalogue().box_crowd);
+  add("pairs", catalogue().pairs);
   return result;
 }
 
@@ -175,6 +183,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("box_pair", torch::wrap_pybind_function(box_pair));
   module.def("box_matrix", torch::wrap_pybind_function(box_matrix));
   module.def("box_crowd", torch::wrap_pybind_function(box_crowd));
+  module.def("pairs", torch::wrap_pybind_function(pairs));
   module.def("build_info", build_info);
   module.def("kernels", kernels);
   module.def("empty_cache", [] { GradientMemory::instance().empty_cache(); });

@@ -14,6 +14,7 @@
 #include "torch/box_crowd.h"
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
+#include "torch/pairs.h"
 #include "torch/pointwise.h"
 
 namespace fastloss {
@@ -64,6 +65,8 @@ TORCH_LIBRARY(fastloss, library) {
       "str loss, Tensor boxes, Tensor target_boxes, Tensor target_index, Tensor? batch_index, "
       "Tensor? target_batch_index, float[] parameters, str reduction";
 
+  const std::string pairs = "str loss, Tensor scores, Tensor relevance, " + two_tensors;
+
   const auto define = [&](const std::string& schema) { library.def(schema.c_str()); };
   define("pointwise(" + pointwise + ") -> Tensor");
   define("pointwise_reference(" + pointwise + ") -> Tensor");
@@ -82,6 +85,9 @@ TORCH_LIBRARY(fastloss, library) {
   define("box_crowd_reference(" + crowd + ") -> Tensor");
   define("box_crowd_forward(" + crowd +
          ", Tensor? upstream, bool needs_gradient) -> (Tensor, Tensor)");
+  define("pairs(" + pairs + ") -> Tensor");
+  define("pairs_reference(" + pairs + ") -> Tensor");
+  define("pairs_forward(" + pairs + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
   define("scale_(Tensor(a!) gradient, Tensor upstream) -> ()");
 
   // The entries only check and choose, so tracing may look through them.
@@ -92,6 +98,8 @@ TORCH_LIBRARY(fastloss, library) {
   library.impl("box_matrix", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(box_matrix_entry));
   library.impl("box_crowd", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(box_crowd_entry));
+  library.impl("pairs", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(loss_entry<PairsLoss>));
 
   // Under vmap too they choose, namely the twin: without this, vmap would call them in a loop.
   const auto under_vmap = [&](const char* name, auto entry) {
@@ -101,6 +109,7 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("box_pair", TORCH_FN(loss_entry<BoxPairLoss>));
   under_vmap("box_matrix", TORCH_FN(box_matrix_entry));
   under_vmap("box_crowd", TORCH_FN(box_crowd_entry));
+  under_vmap("pairs", TORCH_FN(loss_entry<PairsLoss>));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));
@@ -110,6 +119,8 @@ TORCH_LIBRARY(fastloss, library) {
   register_kernels("box_matrix_backward", TORCH_FN(box_matrix_backward_kernel),
                    TORCH_FN(box_matrix_backward_meta));
   register_kernels("box_crowd_forward", TORCH_FN(box_crowd_kernel), TORCH_FN(box_crowd_meta));
+  register_kernels("pairs_forward", TORCH_FN(forward_kernel<PairsEngine>),
+                   TORCH_FN(forward_meta<PairsEngine>));
   register_kernels("scale_", TORCH_FN(scale_kernel), TORCH_FN(scale_meta));
 }
 

@@ -41,6 +41,34 @@ Returns:
 Returns:
     The loss: the shape of the input for ``"none"``, else a 0-d tensor; float32, or float64 if
     input or target is. The mean over no elements is 0, with a gradient of 0.""",
+    "scores": """\
+scores: Predicted scores (B, L), a list of items per row, any floating dtype, any strides.""",
+    "relevance": """\
+relevance: How relevant each item is, of the same shape, any integer or floating dtype.""",
+    "mask": """\
+mask: True, or not 0, where an item counts; the shape of the scores, bool or any integer dtype.
+    The others may hold anything, and are as good as absent. None: all items count.""",
+    "pair_reduction": """\
+reduction: ``"none"`` sums the pairs of each list, ``"sum"`` those of all lists, ``"mean"``
+    divides that by the number of pairs.""",
+    "pair_returns": """\
+Returns:
+    The loss: shape (B,) for ``"none"``, else a 0-d tensor; float32, or float64 if scores or
+    relevance is. Without any pair it is 0, with a gradient of 0. A NaN among its items makes a
+    list's loss and gradient NaN, and no other's.""",
+    "list_reduction": """\
+reduction: ``"none"``, ``"sum"``, or ``"mean"`` over the lists with an item.""",
+    "ndcg_reduction": """\
+reduction: ``"none"``, ``"sum"``, or ``"mean"`` over the lists with a relevance above 0.""",
+    "list_returns": """\
+Returns:
+    The loss: shape (B,) for ``"none"``, else a 0-d tensor; float32, or float64 if scores or
+    relevance is. A list that does not count has a loss and a gradient of 0. A NaN among its
+    items makes a list's loss and gradient NaN, and no other's.""",
+    "list_raises": """\
+Raises:
+    ValueError: For shapes, devices or options that do not fit.
+    TypeError: For dtypes that do not fit, such as a floating mask.""",
     "raises": """\
 Raises:
     ValueError: For shapes, devices or options that do not fit.
