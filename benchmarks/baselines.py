@@ -299,6 +299,80 @@ def _sigmoid_focal_loss_without_mask(
     return _dense_focal_loss(inputs, targets, alpha, gamma, reduction)
 
 
+# ---------------------------------------------------------------------------------------- ranking
+
+
+def _lambda_loss_as(select_pairs: bool) -> LossFunction:
+    """LambdaLoss as allRank computes it, every step a tensor of all pairs.
+
+    The pairs that count are picked out by a boolean mask, or, for the compiler, multiplied by it.
+    """
+
+    def lambda_loss(
+        scores: Tensor,
+        relevance: Tensor,
+        *,
+        scheme: str = "ndcg_loss2pp",
+        k: int | None = None,
+        sigma: float = 1.0,
+        mu: float = 10.0,
+        mask: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        floor = 1e-10
+        length = scores.shape[1]
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+            relevance = relevance.masked_fill(~mask, -math.inf)
+        by_score, order = scores.sort(dim=-1, descending=True)
+        best = relevance.sort(dim=-1, descending=True).values
+        achieved = torch.gather(relevance, 1, order)
+        ahead = achieved[:, :, None] - achieved[:, None, :]
+        counted = torch.isfinite(ahead)
+        if scheme != "ndcg_loss1":
+            counted = counted & (ahead > 0)
+        counted = counted & _corner(length, k, scores.device)
+
+        places = torch.arange(1, length + 1, device=scores.device)
+        discount = torch.log2(1.0 + places)[None]
+        best_dcg = ((2 ** best.clamp(min=0.0) - 1) / discount)[:, :k].sum(-1).clamp(min=floor)
+        gain = (2 ** achieved.clamp(min=0.0) - 1) / best_dcg[:, None]
+        weight = _pair_weight(scheme, gain, discount, places, mu)
+
+        difference = (by_score[:, :, None] - by_score[:, None, :]).clamp(-1e8, 1e8)
+        likelihood = (torch.sigmoid(sigma * difference).clamp(min=floor) ** weight).clamp(min=floor)
+        loss = -torch.log2(likelihood)
+        if select_pairs:
+            return _reduce(loss[counted], reduction)
+        total = torch.where(counted, loss, 0.0).sum()
+        return total / counted.sum() if reduction == "mean" else total
+
+    return lambda_loss
+
+
+def _corner(length: int, k: int | None, device: torch.device) -> Tensor:
+    corner = torch.zeros(length, length, dtype=torch.bool, device=device)
+    corner[:k, :k] = True
+    return corner
+
+
+def _pair_weight(
+    scheme: str, gain: Tensor, discount: Tensor, places: Tensor, mu: float
+) -> Tensor | float:
+    change = (gain[:, :, None] - gain[:, None, :]).abs()
+    swapped = (1 / discount[:, :, None] - 1 / discount[:, None, :]).abs()
+    apart = (places[:, None] - places[None, :]).abs()
+    spacing = (1 / discount[0, apart - 1] - 1 / discount[0, apart.clamp(max=len(places) - 1)]).abs()
+    spacing = spacing * (apart > 0)
+    if scheme == "ndcg_loss1":
+        return (gain / discount)[:, :, None]
+    if scheme == "ndcg_loss2":
+        return spacing * change
+    if scheme == "ndcg_loss2pp":
+        return mu * (spacing * change) + swapped * change
+    return swapped * change if scheme == "lambda_rank" else 1.0
+
+
 # -------------------------------------------------------------------------------------- the lists
 
 # Run eagerly, and given to the compiler.
@@ -310,6 +384,7 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     "scylla_box_iou_loss": (_scylla_box_iou_loss, _scylla_box_iou_loss),
     "pairwise_box_iou": (_pairwise_box_iou, _pairwise_box_iou),
     "sigmoid_focal_loss": (_sigmoid_focal_loss, _sigmoid_focal_loss_without_mask),
+    "lambda_loss": (_lambda_loss_as(select_pairs=True), _lambda_loss_as(select_pairs=False)),
 }
 _TORCHVISION = frozenset(_box_losses(_intersection_by_mask))
 _TORCH = frozenset(

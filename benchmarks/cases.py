@@ -133,6 +133,7 @@ _WITH_GOALS = (
     ),
     _elements("mse", "MSE, 4 M", "mse_loss", _PICTURES, Goal(eager=2.2, limit=1.5)),
     _elements("huber", "Huber, 4 M", "huber_loss", _PICTURES, Goal(eager=2.2, limit=1.6)),
+    _elements("lambda", "LambdaLoss, 128 lists of 200", "lambda_loss", (128, 200), Goal(eager=40)),
     BenchmarkCase(
         "pairwise-ciou",
         "Pairwise CIoU, 16 × 60 × 8400, forward",

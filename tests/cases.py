@@ -514,7 +514,7 @@ def _masked_lists(shape: Shape, generator: Generator) -> dict[str, Tensor]:
 
 
 def _degenerate_lists() -> dict[str, Tensor]:
-    """Scores up to the largest, and equal ones; relevance without an order, tiny, negative, huge."""
+    """Scores up to the largest, and equal ones; relevance without order, tiny, negative, huge."""
     logits = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
     length = len(logits)
     nothing = torch.zeros(length, dtype=torch.float64)
