@@ -8,6 +8,7 @@
 #include "engines/pairs.h"
 #include "engines/pointwise.h"
 #include "engines/scale.h"
+#include "engines/triplet.h"
 
 namespace fastloss {
 
@@ -20,6 +21,7 @@ struct Backend {
   void (*box_crowd)(const BoxCrowdArguments&, const Execution&);
   int64_t (*pairs_scratch)(const PairsArguments&);
   void (*pairs)(const PairsArguments&, const Execution&);
+  void (*triplet)(const TripletArguments&, const Execution&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 
@@ -39,7 +41,7 @@ struct LossList {
   int find(const char* name) const;  // the index, or -1
 };
 struct Catalogue {
-  LossList pointwise, box_pair, box_matrix, box_crowd, pairs;
+  LossList pointwise, box_pair, box_matrix, box_crowd, pairs, triplet;
 };
 const Catalogue& catalogue();
 

@@ -12,6 +12,7 @@ void box_matrix(const BoxMatrixArguments& arguments, const Execution& execution)
 void box_crowd(const BoxCrowdArguments& arguments, const Execution& execution);
 int64_t pairs_scratch(const PairsArguments& arguments);
 void pairs(const PairsArguments& arguments, const Execution& execution);
+void triplet(const TripletArguments& arguments, const Execution& execution);
 void scale(const ScaleArguments& arguments, const Execution& execution);
 
 }  // namespace fastloss::FASTLOSS_TARGET

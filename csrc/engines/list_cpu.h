@@ -3,9 +3,9 @@
 // more at the end of every array.
 #pragma once
 #include <algorithm>
-#include <new>
 
 #include "core/vec.h"
+#include "engines/arena.h"
 #include "engines/pairs.h"
 #include "engines/staging.h"
 #include "losses/ranking.h"
@@ -17,42 +17,6 @@ namespace {
 struct ListSum {
   double loss = 0.0;
   double counted = 0.0;
-};
-
-// 0, 1, 2, ...
-template <class T>
-FASTLOSS_INLINE Vec<T> lane_numbers() {
-  T numbers[Vec<T>::kLanes];
-  for (int i = 0; i < Vec<T>::kLanes; ++i) numbers[i] = T(i);
-  return Vec<T>::load(numbers);
-}
-
-// Memory for arrays that begin where a cache line does, freed together. Not std::vector: its
-// functions would be shared between instruction sets.
-class Arena {
- public:
-  explicit Arena(int64_t bytes)
-      : begin_(static_cast<char*>(::operator new(static_cast<size_t>(bytes), kAlignment))),
-        next_(begin_) {}
-  ~Arena() { ::operator delete(begin_, kAlignment); }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-
-  template <class T>
-  T* take(int64_t count) {
-    char* const array = next_;
-    next_ += size_of<T>(count);
-    return reinterpret_cast<T*>(array);
-  }
-  template <class T>
-  static constexpr int64_t size_of(int64_t count) {
-    return (count * int64_t{sizeof(T)} + 63) / 64 * 64;
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  char* begin_;
-  char* next_;
 };
 
 // What depends on places alone.

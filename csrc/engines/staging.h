@@ -6,6 +6,7 @@
 #include "core/half.h"
 #include "core/layout.h"
 #include "core/types.h"
+#include "core/vec.h"
 
 namespace fastloss::FASTLOSS_TARGET {
 
@@ -122,6 +123,16 @@ FASTLOSS_INLINE void for_each_run(const Layout& layout, int64_t begin, int64_t e
 template <class T>
 FASTLOSS_INLINE void copy(T* out, const T* in, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = in[i];
+}
+
+// A vector of as many numbers as there are, and zeros.
+template <class T>
+FASTLOSS_INLINE Vec<T> load_some(const T* values, int64_t count) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  if (count >= kLanes) return Vec<T>::load(values);
+  T padded[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = values[i];
+  return Vec<T>::load(padded);
 }
 
 // A gradient that no cache will hold until it is used is written past the caches: its lines need
