@@ -15,6 +15,15 @@ def pointwise(
     reduction: str,
     avg_factor: float | Tensor | None,
 ) -> Tensor: ...
+def softmax(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: Numbers,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: float | Tensor | None,
+) -> Tensor: ...
 def box_pair(
     loss: str,
     boxes1: Tensor,

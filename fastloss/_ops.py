@@ -47,6 +47,28 @@ def pointwise(
     return _C.pointwise(loss, input, target, parameters, pos_weight, weight, reduction, avg_factor)
 
 
+def softmax(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: Parameters = (),
+    *,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    """A loss with one number per row of logits.
+
+    ``weight`` has a number per class (per row for positions between classes). It stands for the NaN
+    among ``parameters``, where there is one.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.softmax(
+            loss, input, target, parameters, None, weight, reduction, *_split(avg_factor)
+        )
+    return _C.softmax(loss, input, target, parameters, weight, reduction, avg_factor)
+
+
 def box_pair(
     loss: str,
     boxes1: Tensor,
@@ -210,6 +232,29 @@ def _box_pair_reference(
     )
 
 
+def _softmax_reference(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: list[float],
+    extra: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: Tensor | None,
+    avg_number: float | None,
+) -> Tensor:
+    is_parameter = any(math.isnan(value) for value in parameters)
+    filled: Any = tuple(weight if math.isnan(value) else value for value in parameters)
+    return _call_twin(
+        loss,
+        (input, target),
+        filled,
+        weight=None if is_parameter else weight,
+        reduction=reduction,
+        avg_factor=avg_number if avg_factor is None else avg_factor,
+    )
+
+
 def _box_matrix_reference(
     kind: str, boxes1: Tensor, boxes2: Tensor, parameters: list[float]
 ) -> Tensor:
@@ -241,6 +286,7 @@ def _box_crowd_reference(
 _library = torch.library.Library("fastloss", "IMPL")
 for _engine, _function in {
     "pointwise": _pointwise_reference,
+    "softmax": _softmax_reference,
     "box_pair": _box_pair_reference,
     "box_matrix": _box_matrix_reference,
     "box_crowd": _box_crowd_reference,

@@ -7,9 +7,10 @@ share: how inputs of a shape look, which of them have gradients, which ones are 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,9 +60,10 @@ class Family:
         differentiable: The arguments with a gradient; the first one is the prediction.
         integers: The arguments that are class indices or the like.
         weight_shapes: The shapes a weight may have; none where the function takes no weight.
-        element_wise: Whether a number of the unreduced loss depends on one element (or box pair)
-            alone.
+        element_wise: Whether a number of the unreduced loss depends on one element (or box pair, or
+            row of logits) alone.
         reduces: Whether there is a ``reduction`` at all.
+        ignored: The label of rows that do not count, where there is one.
     """
 
     engine: str
@@ -73,6 +75,7 @@ class Family:
     weight_shapes: Callable[[Shape], Sequence[Shape]] = lambda shape: ()
     element_wise: bool = True
     reduces: bool = True
+    ignored: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,12 @@ class Case:
 
     @property
     def takes_weight(self) -> bool:
+        """Whether there is a weight per element, pair of boxes or row beside the arguments."""
         return len(self.family.weight_shapes((1, 1))) > 0
+
+    @property
+    def takes_avg_factor(self) -> bool:
+        return "avg_factor" in inspect.signature(getattr(functional, self.function)).parameters
 
     def arguments(
         self,
@@ -458,6 +466,125 @@ CLASS_INDICES = Family(
     shape_of=lambda size: (size, 7),
     integers=("targets",),
     weight_shapes=_broadcastable,
+    ignored=-1,
+)
+
+
+def _row_shape(shape: Shape) -> Shape:
+    """The shape of the labels of logits (N, C, d1, ...)."""
+    return (*shape[:1], *shape[2:])
+
+
+def _labelled_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Logits (N, C, d1, ...) and labels, every fifth of them ignored."""
+    labels = torch.randint(shape[1], _row_shape(shape), generator=generator)
+    ignored = torch.rand(labels.shape, generator=generator) < 0.2
+    return {"input": _logits(shape, generator), "target": torch.where(ignored, -100, labels)}
+
+
+def _degenerate_rows() -> dict[str, Tensor]:
+    """Every degenerate logit as the label's and as a rival's, alone and all together."""
+    logits = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    pairs = torch.cartesian_prod(logits, logits)
+    rows = torch.cat((pairs, pairs.flip(1), pairs[:1], pairs[-1:]))
+    # Two numbers of the pair, a repeated one and a small one: four classes.
+    rows = torch.cat((rows, rows[:, :1], torch.full_like(rows[:, :1], -0.5)), 1)
+    labels = torch.arange(len(rows)) % 3
+    labels[-1] = -100
+    return {"input": rows, "target": labels}
+
+
+ROWS = Family(
+    engine="softmax",
+    build=_labelled_rows,
+    degenerate=_degenerate_rows,
+    differentiable=("input",),
+    shape_of=lambda size: (size, 7),
+    integers=("target",),
+    ignored=-100,
+)
+
+
+def _pixels(size: int) -> Shape:
+    return (size, 5, 3)
+
+
+def _all_count(family: Family) -> Family:
+    """The same for losses that ignore no label."""
+
+    def build(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+        tensors = family.build(shape, generator)
+        return {**tensors, "target": tensors["target"].clamp(min=0)}
+
+    def degenerate() -> dict[str, Tensor]:
+        tensors = family.degenerate()
+        return {**tensors, "target": tensors["target"].clamp(min=0)}
+
+    return replace(family, build=build, degenerate=degenerate, ignored=None)
+
+
+def _with_class_weight(family: Family, name: str = "weight") -> Family:
+    """The same with a weight per class; the second class weighs nothing."""
+
+    def weigh(tensors: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
+        classes = tensors["input"].shape[1]
+        weight = 0.25 + torch.rand(classes, generator=generator, dtype=torch.float64)
+        weight[1:2] = 0
+        return {**tensors, name: weight}
+
+    return replace(
+        family,
+        build=lambda shape, generator: weigh(family.build(shape, generator), generator),
+        degenerate=lambda: weigh(family.degenerate(), torch.Generator().manual_seed(0)),
+    )
+
+
+def _probability_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Target probabilities: some rows a single class, some spread."""
+    spread = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    target = spread.softmax(1) if shape[0] else spread
+    hard = torch.rand((shape[0], 1, *shape[2:]), generator=generator) < 0.5
+    one_hot = (target == target.amax(1, keepdim=True)).double() if shape[0] else target
+    return {"input": _logits(shape, generator), "target": torch.where(hard, one_hot, target)}
+
+
+def _degenerate_probability_rows() -> dict[str, Tensor]:
+    rows = _degenerate_rows()["input"]
+    target = torch.zeros_like(rows)
+    target[::2, 0] = 1
+    target[1::2] = torch.tensor((0.0, 0.5, 0.25, 0.25), dtype=torch.float64)
+    return {"input": rows, "target": target}
+
+
+PROBABILITY_ROWS = Family(
+    engine="softmax",
+    build=_probability_rows,
+    degenerate=_degenerate_probability_rows,
+    differentiable=("input",),
+    shape_of=ROWS.shape_of,
+)
+
+
+def _bins(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Logits (..., bins) and positions, a few of them beyond the ends."""
+    *rows, bins = shape
+    target = (bins + 1) * torch.rand(tuple(rows), generator=generator, dtype=torch.float64) - 1
+    return {"input": _logits(shape, generator), "target": target}
+
+
+def _degenerate_bins() -> dict[str, Tensor]:
+    rows = _degenerate_rows()["input"]
+    positions = torch.tensor((0.0, 1.0, 0.5, 2.5, 2.99, 3.0, -7.0, 1e4), dtype=torch.float64)
+    return {"input": rows, "target": positions.repeat(len(rows) // 8 + 1)[: len(rows)]}
+
+
+BINS = Family(
+    engine="softmax",
+    build=_bins,
+    degenerate=_degenerate_bins,
+    differentiable=("input",),
+    shape_of=ROWS.shape_of,
+    weight_shapes=lambda shape: [shape[:-1]],
 )
 
 
@@ -651,6 +778,92 @@ CASES: tuple[Case, ...] = (
         "BCEWithLogitsLoss",
         variant="pos_weight",
     ),
+    Case("cross_entropy", "Cross-entropy", ROWS, "CrossEntropyLoss"),
+    Case(
+        "cross_entropy",
+        "Cross-entropy, weights",
+        _with_class_weight(ROWS),
+        "CrossEntropyLoss",
+        variant="weight",
+    ),
+    Case(
+        "cross_entropy",
+        "Cross-entropy of pixels",
+        replace(ROWS, shape_of=_pixels),
+        "CrossEntropyLoss",
+        variant="pixels",
+    ),
+    Case(
+        "cross_entropy",
+        "Cross-entropy, smoothed",
+        _with_class_weight(ROWS),
+        "CrossEntropyLoss",
+        "cross_entropy/label_smoothing",
+        "smoothing",
+        {"label_smoothing": 0.1},
+    ),
+    Case(
+        "cross_entropy",
+        "Cross-entropy, z-loss and soft cap",
+        ROWS,
+        "CrossEntropyLoss",
+        "cross_entropy/label_smoothing",
+        "z_loss",
+        {"label_smoothing": 0.05, "z_loss": 1e-3, "logit_softcap": 6.0},
+    ),
+    Case(
+        "cross_entropy",
+        "Cross-entropy of pixels, soft cap",
+        replace(ROWS, shape_of=_pixels),
+        "CrossEntropyLoss",
+        variant="pixels_softcap",
+        options={"logit_softcap": 6.0},
+    ),
+    Case(
+        "cross_entropy",
+        "Cross-entropy, probabilities",
+        PROBABILITY_ROWS,
+        "CrossEntropyLoss",
+        "cross_entropy/probabilities",
+        "probabilities",
+    ),
+    Case(
+        "cross_entropy",
+        "Cross-entropy of pixels, probabilities, weights, smoothed",
+        replace(_with_class_weight(PROBABILITY_ROWS), shape_of=_pixels),
+        "CrossEntropyLoss",
+        "cross_entropy/probabilities",
+        "probabilities_smoothing",
+        {"label_smoothing": 0.2},
+    ),
+    Case("nll_loss", "NLL", _with_class_weight(ROWS), "NLLLoss"),
+    Case("softmax_focal_loss", "Softmax focal", ROWS, "SoftmaxFocalLoss"),
+    Case(
+        "softmax_focal_loss",
+        "Softmax focal, α per class",
+        _with_class_weight(ROWS, "alpha"),
+        "SoftmaxFocalLoss",
+        variant="alpha",
+        options={"gamma": 0.5},
+    ),
+    Case(
+        "poly_cross_entropy",
+        "Poly-1 cross-entropy",
+        _with_class_weight(ROWS),
+        "PolyCrossEntropy",
+        options={"epsilon": 2.0},
+    ),
+    Case("multi_margin_loss", "Multi-class hinge", _all_count(ROWS), "MultiMarginLoss"),
+    Case(
+        "multi_margin_loss",
+        "Multi-class hinge, squared",
+        _with_class_weight(_all_count(ROWS)),
+        "MultiMarginLoss",
+        variant="squared",
+        options={"p": 2, "margin": 2.5},
+    ),
+    Case("crammer_singer_loss", "Crammer-Singer hinge", _all_count(ROWS), "CrammerSingerLoss"),
+    Case("distribution_focal_loss", "DFL", BINS, "DistributionFocalLoss"),
     Case("mse_loss", "MSE", REGRESSION, "MSELoss"),
     Case("l1_loss", "L1", REGRESSION, "L1Loss"),
     Case("smooth_l1_loss", "Smooth L1", REGRESSION, "SmoothL1Loss"),

@@ -41,13 +41,18 @@ def test_prediction_of_another_dtype_than_the_rest(
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-@each_case(lambda case: len(list(floating(case.arguments(1)))) > 1)
-def test_target_in_float64_makes_the_loss_float64(case: Case) -> None:
-    *_, last = [
+def measured(case: Case) -> list[str]:
+    """The floating tensors whose dtypes make the loss's; weights follow."""
+    return [
         name
         for name, tensor in floating(case.arguments(1))
-        if tensor.dim() > 0 and name != "pos_weight"
+        if tensor.dim() > 0 and name not in {"pos_weight", "weight", "alpha"}
     ]
+
+
+@each_case(lambda case: len(measured(case)) > 1)
+def test_target_in_float64_makes_the_loss_float64(case: Case) -> None:
+    *_, last = measured(case)
     arguments = case.arguments(17, torch.float32, requires_grad=True, **{last: torch.float64})
     assert check_against_oracle(case, arguments).dtype == torch.float64
 

@@ -40,6 +40,14 @@ FASTLOSS_INLINE X sigmoid(const X& x) {
   return logistic(x).probability;
 }
 
+// 1 − exp(−x) for x ≥ 0 without cancellation: 1 − p where x = −ln p.
+template <class X>
+FASTLOSS_INLINE X one_minus_exp_of_minus(const X& x) {
+  using V = value_type<X>;
+  const X t = tanh(V(0.5) * x);
+  return (V(2) * t) / (V(1) + t);
+}
+
 // base^exponent for base ≥ 0 and one exponent for all elements. The base is clamped to the smallest
 // normal number where it would need a logarithm, so that an exponent below 1 has a finite slope at
 // 0.

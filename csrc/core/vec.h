@@ -107,7 +107,13 @@ struct Vec {
   FASTLOSS_INLINE T operator[](int lane) const { return lanes[lane]; }
 
   // The sum of the lanes, as a binary tree.
-  FASTLOSS_INLINE T sum() const { return sum_of_first<kLanes>(lanes); }
+  FASTLOSS_INLINE T sum() const {
+    return fold<kLanes>(*this, [](Vec a, Vec b) { return a + b; });
+  }
+  // The largest lane; NaN where any is.
+  FASTLOSS_INLINE T largest() const {
+    return fold<kLanes>(*this, [](Vec a, Vec b) { return max(a, b); });
+  }
 
   FASTLOSS_INLINE Bits bits() const { return __builtin_bit_cast(Bits, lanes); }
   static FASTLOSS_INLINE Vec from_bits(Bits bits) { return __builtin_bit_cast(Lanes, bits); }
@@ -161,13 +167,15 @@ struct Vec {
   }
 
  private:
-  template <int Count>
-  static FASTLOSS_INLINE T sum_of_first(Lanes value) {
+  // The first Count lanes, joined as a binary tree.
+  template <int Count, class Join>
+  static FASTLOSS_INLINE T fold(Vec value, const Join& join) {
     if constexpr (Count == 1) {
       return value[0];
     } else {
-      return sum_of_first<Count / 2>(
-          value + rotated<Count / 2>(value, std::make_integer_sequence<int, kLanes>{}));
+      return fold<Count / 2>(
+          join(value, rotated<Count / 2>(value.lanes, std::make_integer_sequence<int, kLanes>{})),
+          join);
     }
   }
   template <int By, int... Lane>

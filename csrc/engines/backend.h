@@ -5,8 +5,10 @@
 #include "engines/box_crowd.h"
 #include "engines/box_matrix.h"
 #include "engines/box_pair.h"
+#include "engines/label_total.h"
 #include "engines/pointwise.h"
 #include "engines/scale.h"
+#include "engines/softmax.h"
 
 namespace fastloss {
 
@@ -17,6 +19,8 @@ struct Backend {
   void (*box_pair)(const BoxPairArguments&, const Execution&);
   void (*box_matrix)(const BoxMatrixArguments&, const Execution&);
   void (*box_crowd)(const BoxCrowdArguments&, const Execution&);
+  void (*softmax)(const SoftmaxArguments&, const Execution&);
+  void (*label_total)(const LabelTotalArguments&, const Execution&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 
@@ -28,6 +32,10 @@ struct LossInfo {
   bool weighted_mean;  // a weighted mean divides by Σ weight (else by the number of elements)
   bool class_targets;  // integer targets may be class indices
   const char *input_name, *target_name;  // what a pointwise loss calls its arguments
+  // Engine softmax: which parameters are these, or -1. That of the class weight holds NaN where the
+  // weight is a tensor.
+  int ignore_index, smoothing, softcap, class_weight;
+  ClassTarget class_target;
 };
 struct LossList {
   const LossInfo* begin;
@@ -35,7 +43,7 @@ struct LossList {
   int find(const char* name) const;  // the index, or -1
 };
 struct Catalogue {
-  LossList pointwise, box_pair, box_matrix, box_crowd;
+  LossList pointwise, box_pair, box_matrix, box_crowd, softmax;
 };
 const Catalogue& catalogue();
 

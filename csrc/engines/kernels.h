@@ -10,6 +10,8 @@ void pointwise(const PointwiseArguments& arguments, const Execution& execution);
 void box_pair(const BoxPairArguments& arguments, const Execution& execution);
 void box_matrix(const BoxMatrixArguments& arguments, const Execution& execution);
 void box_crowd(const BoxCrowdArguments& arguments, const Execution& execution);
+void softmax(const SoftmaxArguments& arguments, const Execution& execution);
+void label_total(const LabelTotalArguments& arguments, const Execution& execution);
 void scale(const ScaleArguments& arguments, const Execution& execution);
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -148,19 +148,6 @@ void write(const T* stage, const Layout& layout, int operand, const Output& outp
   });
 }
 
-// The smallest position of a label out of range, over all threads.
-struct FirstBadLabel {
-  int64_t position = INT64_MAX;
-  int64_t label = 0;
-  int lock = 0;
-  void note(int64_t at, int64_t value) {
-    while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {
-    }
-    if (at < position) position = at, label = value;
-    __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
-  }
-};
-
 // Where the label of a row is. The rows are walked in the order of the layout's outer dimensions;
 // with a single class there is no dimension of classes, and every dimension is one of rows.
 FASTLOSS_INLINE int64_t label_offset(const PointwiseArguments& arguments, int64_t row) {
@@ -251,7 +238,7 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
         if (streaming) streaming_fence();
         return chunk_sum;
       });
-  if (bad.position != INT64_MAX) throw LabelOutOfRange{bad.position, bad.label, arguments.classes};
+  bad.throw_if_any(arguments.classes);
   store_total<T>(arguments.loss_output, arguments.loss_scale, sum);
 }
 

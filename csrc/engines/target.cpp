@@ -19,6 +19,8 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        box_pair,
                        box_matrix,
                        box_crowd,
+                       softmax,
+                       label_total,
                        scale};
 
 }  // namespace fastloss::FASTLOSS_TARGET

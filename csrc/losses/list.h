@@ -20,13 +20,22 @@ struct List {
     if constexpr (requires { Formula::kWeightedMean; }) weighted_mean = Formula::kWeightedMean;
     bool class_targets = false;
     if constexpr (requires { Formula::kClassTargets; }) class_targets = Formula::kClassTargets;
+    // The parameters with a meaning to the engine `softmax`.
+    int ignore_index = -1, smoothing = -1, softcap = -1, class_weight = -1;
+    if constexpr (requires { Formula::kIgnoreIndex; }) ignore_index = Formula::kIgnoreIndex;
+    if constexpr (requires { Formula::kSmoothing; }) smoothing = Formula::kSmoothing;
+    if constexpr (requires { Formula::kSoftcap; }) softcap = Formula::kSoftcap;
+    if constexpr (requires { Formula::kClassWeight; }) class_weight = Formula::kClassWeight;
+    ClassTarget class_target = ClassTarget::kIndex;
+    if constexpr (requires { Formula::kTarget; }) class_target = Formula::kTarget;
     const char *input = "input", *target = "target";
     if constexpr (requires { Formula::kInputName; }) input = Formula::kInputName;
     if constexpr (requires { Formula::kTargetName; }) target = Formula::kTargetName;
     static_assert(Formula::kParameters <= kMaxParameters);
     return {Formula::kName, Formula::kParameters, device_parameter,
             weighted_mean,  class_targets,        input,
-            target};
+            target,         ignore_index,         smoothing,
+            softcap,        class_weight,         class_target};
   }
   static constexpr LossInfo kInfo[kSize] = {info<Formulas>()...};
 

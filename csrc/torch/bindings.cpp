@@ -108,6 +108,14 @@ Tensor pointwise(std::string_view loss, py::handle input, py::handle target,
                    avg_factor);
 }
 
+Tensor softmax(std::string_view loss, py::handle input, py::handle target,
+               const py::tuple& parameters, py::handle weight, py::handle reduction,
+               py::handle avg_factor) {
+  static const auto op = find_operator<LossSignature>("fastloss::softmax");
+  return call_loss(op, {"input", "target", ""}, loss, input, target, parameters, py::none(), weight,
+                   reduction, avg_factor);
+}
+
 Tensor box_pair(std::string_view loss, py::handle boxes1, py::handle boxes2,
                 const py::tuple& parameters, py::handle device_parameter, py::handle weight,
                 py::handle reduction, py::handle avg_factor) {
@@ -164,6 +172,7 @@ py::dict kernels() {
   add("box_pair", catalogue().box_pair);
   add("box_matrix", catalogue().box_matrix);
   add("box_crowd", catalogue().box_crowd);
+  add("softmax", catalogue().softmax);
   return result;
 }
 
@@ -172,6 +181,7 @@ py::dict kernels() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   cpu_backend();  // an impossible FASTLOSS_CPU_ISA is reported at import, not at the first loss
   module.def("pointwise", torch::wrap_pybind_function(pointwise));
+  module.def("softmax", torch::wrap_pybind_function(softmax));
   module.def("box_pair", torch::wrap_pybind_function(box_pair));
   module.def("box_matrix", torch::wrap_pybind_function(box_matrix));
   module.def("box_crowd", torch::wrap_pybind_function(box_crowd));

@@ -37,6 +37,9 @@ struct Options {
         avg_factor(avg_factor),
         avg_number(avg_number) {}
 
+  const LossInfo& info(const LossList& losses) const {
+    return losses.begin[check_loss(losses, loss, parameters)];
+  }
   bool has_avg_factor() const { return avg_factor || avg_number; }
   Reduction kind() const { return check_reduction(loss, reduction, has_avg_factor()); }
 
@@ -206,7 +209,7 @@ struct LossFunction : torch::autograd::Function<Derived> {
       const LossInfo& info = Engine::check(inputs[0], inputs[1], saved.options);
       upstream = Engine::mean(info, inputs[0], inputs[1], saved.options).times(upstream);
     }
-    upstream = Engine::upstream_of(upstream);
+    upstream = Engine::upstream_of(saved.options, upstream);
     variable_list result(3);
     for (int i = 0; i < 2; ++i) {
       if (needs[i]) result[i] = scaled(std::move(gradients[i]), upstream);

@@ -14,6 +14,7 @@ namespace fastloss {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalNumber = std::optional<double>;
+using OptionalInteger = std::optional<int64_t>;
 using Parameters = at::ArrayRef<double>;
 using Needs = std::array<bool, 2>;  // which gradients are wanted
 
@@ -41,6 +42,10 @@ using CrowdSignature = Tensor(std::string_view, const Tensor&, const Tensor&, co
 using CrowdForwardSignature = std::tuple<Tensor, Tensor>(
     std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
     const OptionalTensor&, Parameters, std::string_view, const OptionalTensor&, bool);
+
+// loss, labels, ignore_index, negatives_ignored, largest, class_weight, dtype of the total
+using LabelTotalSignature = Tensor(std::string_view, const Tensor&, OptionalInteger, bool,
+                                   c10::SymInt, const OptionalTensor&, at::ScalarType);
 
 using ScaleSignature = void(Tensor&, const Tensor&);
 

@@ -15,6 +15,7 @@
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
 #include "torch/pointwise.h"
+#include "torch/softmax.h"
 
 namespace fastloss {
 namespace {
@@ -58,6 +59,7 @@ TORCH_LIBRARY(fastloss, library) {
       "float[] parameters, Tensor? extra, Tensor? weight, str reduction, Tensor? avg_factor, "
       "float? avg_number";
   const std::string pointwise = "str loss, Tensor input, Tensor target, " + two_tensors;
+  const std::string softmax = "str loss, Tensor input, Tensor target, " + two_tensors;
   const std::string box_pair = "str loss, Tensor boxes1, Tensor boxes2, " + two_tensors;
   const std::string matrix = "str kind, Tensor boxes1, Tensor boxes2, float[] parameters";
   const std::string crowd =
@@ -68,6 +70,12 @@ TORCH_LIBRARY(fastloss, library) {
   define("pointwise(" + pointwise + ") -> Tensor");
   define("pointwise_reference(" + pointwise + ") -> Tensor");
   define("pointwise_forward(" + pointwise + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
+  define("softmax(" + softmax + ") -> Tensor");
+  define("softmax_reference(" + softmax + ") -> Tensor");
+  define("softmax_forward(" + softmax + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
+  define(
+      "label_total(str loss, Tensor labels, int? ignore_index, bool negatives_ignored, "
+      "SymInt largest, Tensor? class_weight, ScalarType dtype) -> Tensor");
   define("box_pair(" + box_pair + ") -> Tensor");
   define("box_pair_reference(" + box_pair + ") -> Tensor");
   define("box_pair_forward(" + box_pair + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
@@ -87,6 +95,8 @@ TORCH_LIBRARY(fastloss, library) {
   // The entries only check and choose, so tracing may look through them.
   library.impl("pointwise", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<PointwiseLoss>));
+  library.impl("softmax", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(loss_entry<SoftmaxLoss>));
   library.impl("box_pair", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<BoxPairLoss>));
   library.impl("box_matrix", c10::DispatchKey::CompositeImplicitAutograd,
@@ -98,12 +108,16 @@ TORCH_LIBRARY(fastloss, library) {
     library.impl(name, c10::DispatchKey::FuncTorchBatchedDecomposition, entry);
   };
   under_vmap("pointwise", TORCH_FN(loss_entry<PointwiseLoss>));
+  under_vmap("softmax", TORCH_FN(loss_entry<SoftmaxLoss>));
   under_vmap("box_pair", TORCH_FN(loss_entry<BoxPairLoss>));
   under_vmap("box_matrix", TORCH_FN(box_matrix_entry));
   under_vmap("box_crowd", TORCH_FN(box_crowd_entry));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));
+  register_kernels("softmax_forward", TORCH_FN(forward_kernel<SoftmaxEngine>),
+                   TORCH_FN(forward_meta<SoftmaxEngine>));
+  register_kernels("label_total", TORCH_FN(label_total_kernel), TORCH_FN(label_total_meta));
   register_kernels("box_pair_forward", TORCH_FN(forward_kernel<BoxPairEngine>),
                    TORCH_FN(forward_meta<BoxPairEngine>));
   register_kernels("box_matrix_forward", TORCH_FN(box_matrix_kernel), TORCH_FN(box_matrix_meta));

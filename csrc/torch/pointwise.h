@@ -3,6 +3,7 @@
 #pragma once
 #include <ATen/ops/ge.h>
 
+#include "torch/labels.h"
 #include "torch/losses.h"
 
 namespace fastloss {
@@ -20,8 +21,7 @@ struct PointwiseEngine {
   }
 
   static const LossInfo& check(const Tensor& input, const Tensor& target, const Options& options) {
-    const LossList& losses = catalogue().pointwise;
-    const LossInfo& info = losses.begin[check_loss(losses, options.loss, options.parameters)];
+    const LossInfo& info = options.info(catalogue().pointwise);
     options.kind();
     check_floating(options.loss, info.input_name, input);
     check_same_device(options.loss, info.target_name, target, info.input_name, input);
@@ -109,18 +109,12 @@ struct PointwiseEngine {
         results.loss.mutable_data_ptr();
 
     const Launch launch(input);
-    try {
-      launch.backend().pointwise(arguments, launch.execution());
-    } catch (const LabelOutOfRange& bad) {
-      TORCH_CHECK_INDEX(false, public_name(options.loss), ": ", info.target_name,
-                        " must be a class index in [0, ", bad.largest, "] (", bad.largest,
-                        ": background; negative: ignored), got ", bad.label, " at row ",
-                        bad.position);
-    }
+    with_label_errors(options.loss, info.target_name, target, {false, 0, /*negatives=*/true},
+                      [&] { launch.backend().pointwise(arguments, launch.execution()); });
   }
 
   // The upstream gradient of the unreduced loss has the shape of the gradient.
-  static Tensor upstream_of(const Tensor& upstream) { return upstream; }
+  static Tensor upstream_of(const Options& /*options*/, const Tensor& upstream) { return upstream; }
 };
 
 // A type of its own: its name is what `grad_fn` shows.

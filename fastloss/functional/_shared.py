@@ -21,6 +21,20 @@ boxes2: Boxes of the same shape, usually the ground truth. The dtype may be anot
 input: Predictions, any shape, any floating dtype, any strides.""",
     "target": """\
 target: Targets of the same shape. The dtype may be another one.""",
+    "logits": """\
+input: Logits (N, C), (C,) or (N, C, d1, ...), any floating dtype, any strides.""",
+    "labels": """\
+target: Class indices in [0, C): shape (N,), () or (N, d1, ...); uint8, int16, int32 or int64.""",
+    "ignore_index": """\
+ignore_index: Rows with this label do not count: no loss, no gradient, not part of the mean.""",
+    "class_weight": """\
+weight: Factor of every class (C,). The mean divides by the sum of the labels' factors.""",
+    "row_returns": """\
+Returns:
+    The loss: one number per row, the shape of the labels, for ``"none"``, else a 0-d tensor;
+    float32, or float64 if the input is. The mean over no rows is 0, with a gradient of 0.""",
+    "raises_index": """\
+    IndexError: On CPU, for a label outside [0, C). On CUDA that is a device-side assertion.""",
     "reduction": """\
 reduction: ``"none"``, ``"mean"`` or ``"sum"``.""",
     "eps": """\

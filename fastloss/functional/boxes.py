@@ -14,6 +14,7 @@ __all__ = [
     "box_iou_loss",
     "complete_box_iou_loss",
     "distance_box_iou_loss",
+    "distribution_focal_loss",
     "efficient_box_iou_loss",
     "generalized_box_iou_loss",
     "normalized_wasserstein_loss",
@@ -610,6 +611,54 @@ def repulsion_loss(
         batch_index=batch_index,
         target_batch_index=target_batch_index,
         reduction=reduction,
+    )
+
+
+@documented
+def distribution_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Distribution focal loss (DFL): a box side as a distribution over bins.
+
+    -(i + 1 - y) ln p_i - (y - i) ln p_j, with p the softmax of the bins, y the target, i the integer
+    below it and j = i + 1.
+
+    Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for Dense Object
+    Detection, 2020, arXiv 2006.04388.
+
+    Args:
+        input: Logits (..., bins), at least two bins, any floating dtype, any strides.
+        target: Distance of the side in bins (...,), of any dtype. What lies outside
+            [0, bins - 1.01] counts as the nearest end; the target itself is left alone.
+        {reduction}
+        weight: Factor of every side, shape ``target.shape``. The mean divides by its sum.
+        {avg_factor}
+
+    Returns:
+        The loss: shape ``target.shape`` for ``"none"``, else a 0-d tensor; float32, or float64 if
+        input or target is. The mean over no sides is 0, with a gradient of 0.
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> logits = torch.tensor([[0.0, 2.0, 3.0, 0.0], [4.0, 1.0, 0.0, 0.0]])
+        >>> F.distribution_focal_loss(logits, torch.tensor([1.75, 0.1]))
+        tensor(0.5082)
+    """
+    return _ops.softmax(
+        "distribution_focal_loss",
+        input,
+        target,
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
     )
 
 

@@ -3,12 +3,23 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from .. import _ops
 from ._shared import documented, option_error
 
-__all__ = ["binary_cross_entropy_with_logits", "sigmoid_focal_loss"]
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "crammer_singer_loss",
+    "cross_entropy",
+    "multi_margin_loss",
+    "nll_loss",
+    "poly_cross_entropy",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
+]
 
 
 @documented
@@ -111,6 +122,339 @@ def sigmoid_focal_loss(
         inputs,
         targets,
         (alpha, gamma),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Softmax cross-entropy: torch's function of this name, in one pass over the logits.
+
+    -w_y ln p_y for class indices y, -Σ w_c t_c ln p_c for probabilities t, with p the softmax of
+    the logits. Label smoothing ε moves the share ε of every target to all classes alike. Unlike
+    torch's, the loss is in float32 for half-precision logits, and the mean over no rows is 0.
+
+    Label smoothing: Rethinking the Inception Architecture for Computer Vision, 2016,
+    arXiv 1512.00567. z-loss: PaLM, 2022, arXiv 2204.02311. Soft cap: Gemma 2, 2024,
+    arXiv 2408.00118.
+
+    Args:
+        {logits}
+        target: Class indices in [0, C), shape (N,), () or (N, d1, ...), uint8, int16, int32 or
+            int64; or probabilities, floating, of the shape of the input.
+        weight: Factor of every class (C,). With class indices the mean divides by the sum of the
+            labels' factors, with probabilities by the number of rows, as torch's does.
+        ignore_index: Rows with this label do not count: no loss, no gradient, not part of the mean.
+            For class indices only.
+        {reduction}
+        label_smoothing: ε in [0, 1].
+        z_loss: Adds z_loss · (ln Σ exp x)² to every row that counts, which keeps the logits from
+            drifting. At least 0.
+        logit_softcap: The logits x become cap · tanh(x / cap) first. None: they stay.
+        {avg_factor}
+
+    {row_returns}
+
+    {raises}
+    {raises_index}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.0, 3.0]])
+        >>> F.cross_entropy(logits, torch.tensor([0, 2]))
+        tensor(0.1469)
+        >>> F.cross_entropy(logits, torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]]))
+        tensor(0.5469)
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise option_error("cross_entropy", "label_smoothing", "in [0, 1]", label_smoothing)
+    if not z_loss >= 0:
+        raise option_error("cross_entropy", "z_loss", "at least 0", z_loss)
+    if logit_softcap is not None and not logit_softcap > 0:
+        raise option_error("cross_entropy", "logit_softcap", "above 0 or None", logit_softcap)
+    kind = ""
+    if isinstance(target, Tensor) and target.is_floating_point():
+        if ignore_index >= 0:
+            raise option_error(
+                "cross_entropy",
+                "ignore_index",
+                "negative where the target holds probabilities, which name no class to ignore",
+                ignore_index,
+            )
+        kind = "/probabilities"
+    elif label_smoothing > 0:
+        kind = "/label_smoothing"
+    return _ops.softmax(
+        f"cross_entropy{kind}",
+        input,
+        target,
+        (ignore_index, label_smoothing, z_loss, logit_softcap or 0.0),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Negative log-likelihood of log-probabilities: torch's function of this name.
+
+    -w_y x_y. Where the logits are at hand, :func:`cross_entropy` does both steps at once.
+
+    Args:
+        input: Log-probabilities (N, C), (C,) or (N, C, d1, ...), any floating dtype, any strides.
+        {labels}
+        {class_weight}
+        {ignore_index}
+        {reduction}
+        {avg_factor}
+
+    {row_returns}
+
+    {raises}
+    {raises_index}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> log_probabilities = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.0, 3.0]]).log_softmax(1)
+        >>> F.nll_loss(log_probabilities, torch.tensor([0, 2]))
+        tensor(0.1469)
+    """
+    return _ops.softmax(
+        "nll_loss",
+        input,
+        target,
+        (ignore_index,),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def softmax_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    alpha: Tensor | float | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Focal loss over classes: cross-entropy that turns away from what is easy.
+
+    -α_y (1 - p_y)^γ ln p_y, with p the softmax of the logits. The mean divides by the number of
+    rows that count, whatever α is.
+
+    Focal Loss for Dense Object Detection, 2017, arXiv 1708.02002.
+
+    Args:
+        {logits}
+        {labels}
+        gamma: γ, at least 0. 0 is the plain cross-entropy.
+        alpha: α: a number in [0, 1], or one per class (C,). None: 1.
+        {ignore_index}
+        {reduction}
+        {avg_factor}
+
+    {row_returns}
+
+    {raises}
+    {raises_index}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.0, 3.0]])
+        >>> F.softmax_focal_loss(logits, torch.tensor([0, 1]))
+        tensor(1.4296)
+    """
+    if not gamma >= 0:
+        raise option_error("softmax_focal_loss", "gamma", "at least 0", gamma)
+    per_class = isinstance(alpha, Tensor)
+    if alpha is not None and not per_class and not 0 <= alpha <= 1:
+        raise option_error("softmax_focal_loss", "alpha", "in [0, 1], a Tensor or None", alpha)
+    factor = math.nan if per_class else 1.0 if alpha is None else alpha
+    return _ops.softmax(
+        "softmax_focal_loss",
+        input,
+        target,
+        (gamma, factor, ignore_index),
+        weight=alpha if per_class else None,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def poly_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    epsilon: float = 1.0,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Poly-1 cross-entropy: the first term of the logarithm's series weighted anew.
+
+    w_y (-ln p_y + ε (1 - p_y)), with p the softmax of the logits.
+
+    PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022,
+    arXiv 2204.12511.
+
+    Args:
+        {logits}
+        {labels}
+        epsilon: ε, at least -1. 0 is the plain cross-entropy.
+        {reduction}
+        {class_weight}
+        {ignore_index}
+        {avg_factor}
+
+    {row_returns}
+
+    {raises}
+    {raises_index}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.0, 3.0]])
+        >>> F.poly_cross_entropy(logits, torch.tensor([0, 2]))
+        tensor(0.2832)
+    """
+    if not epsilon >= -1:
+        raise option_error("poly_cross_entropy", "epsilon", "at least -1", epsilon)
+    return _ops.softmax(
+        "poly_cross_entropy",
+        input,
+        target,
+        (epsilon, ignore_index),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def multi_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    p: int = 1,
+    margin: float = 1.0,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Multi-class hinge loss of Weston and Watkins: torch's function of this name.
+
+    w_y / C Σ max(0, margin + x_c - x_y)^p over the other classes c.
+
+    Support Vector Machines for Multi-Class Pattern Recognition, 1999.
+
+    Args:
+        {logits}
+        {labels}
+        p: 1 or 2.
+        margin: How far the label's logit has to lead.
+        weight: Factor of every class (C,). The mean still divides by the number of rows, as torch's
+            does.
+        {reduction}
+        {avg_factor}
+
+    {row_returns}
+
+    {raises}
+    {raises_index}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> scores = torch.tensor([[2.0, 0.0, 1.5], [0.5, 0.0, 3.0]])
+        >>> F.multi_margin_loss(scores, torch.tensor([0, 2]))
+        tensor(0.0833)
+    """
+    if p not in (1, 2):
+        raise option_error("multi_margin_loss", "p", "1 or 2", p)
+    return _ops.softmax(
+        "multi_margin_loss",
+        input,
+        target,
+        (p, margin),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def crammer_singer_loss(
+    input: Tensor,
+    target: Tensor,
+    margin: float = 1.0,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Multi-class hinge loss of Crammer and Singer: only the strongest rival counts.
+
+    w_y max(0, margin + max x_c - x_y) over the other classes c. Equal rivals share the gradient.
+
+    On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, 2001.
+
+    Args:
+        {logits}
+        {labels}
+        margin: How far the label's logit has to lead.
+        {reduction}
+        {class_weight}
+        {avg_factor}
+
+    {row_returns}
+
+    {raises}
+    {raises_index}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> scores = torch.tensor([[2.0, 0.0, 1.5], [0.5, 0.0, 3.0]])
+        >>> F.crammer_singer_loss(scores, torch.tensor([0, 2]))
+        tensor(0.2500)
+    """
+    return _ops.softmax(
+        "crammer_singer_loss",
+        input,
+        target,
+        (margin,),
         weight=weight,
         reduction=reduction,
         avg_factor=avg_factor,

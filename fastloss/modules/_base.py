@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -21,11 +21,17 @@ class Loss(nn.Module):
     function: ClassVar[Callable[..., Tensor]]
     reduction: str
 
-    def __init__(self, **options: object) -> None:
+    def __init__(
+        self, *, buffers: Mapping[str, Tensor | None] | None = None, **options: object
+    ) -> None:
         super().__init__()
         for name, value in options.items():
             setattr(self, name, value)
-        self._option_names = tuple(options)
+        buffers = buffers or {}  # options that move and are saved with the module
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+        self._plain_options = tuple(options)
+        self._option_names = (*options, *buffers)
 
     def options(self) -> dict[str, Any]:
         """The function's options as they are now."""
@@ -33,4 +39,4 @@ class Loss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._plain_options)

@@ -8,7 +8,16 @@ from torch import Tensor
 from .. import functional
 from ._base import Loss
 
-__all__ = ["BCEWithLogitsLoss", "SigmoidFocalLoss"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "CrammerSingerLoss",
+    "CrossEntropyLoss",
+    "MultiMarginLoss",
+    "NLLLoss",
+    "PolyCrossEntropy",
+    "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
+]
 
 
 class BCEWithLogitsLoss(Loss):
@@ -27,22 +36,13 @@ class BCEWithLogitsLoss(Loss):
         reduction: str = "mean",
         pos_weight: Tensor | None = None,
     ) -> None:
-        super().__init__(reduction=reduction)
-        self.register_buffer("weight", weight)
-        self.register_buffer("pos_weight", pos_weight)
+        super().__init__(reduction=reduction, buffers={"weight": weight, "pos_weight": pos_weight})
 
     def forward(
         self, input: Tensor, target: Tensor, avg_factor: Tensor | float | None = None
     ) -> Tensor:
         """The loss of logits against probabilities of the same shape."""
-        return self.function(
-            input,
-            target,
-            weight=self.weight,
-            pos_weight=self.pos_weight,
-            avg_factor=avg_factor,
-            **self.options(),
-        )
+        return self.function(input, target, avg_factor=avg_factor, **self.options())
 
 
 class SigmoidFocalLoss(Loss):
@@ -66,3 +66,122 @@ class SigmoidFocalLoss(Loss):
         return self.function(
             inputs, targets, weight=weight, avg_factor=avg_factor, **self.options()
         )
+
+
+class _RowLoss(Loss):
+    """A loss of every row of logits against its label. Weights per class are buffers."""
+
+    def forward(
+        self, input: Tensor, target: Tensor, avg_factor: Tensor | float | None = None
+    ) -> Tensor:
+        """The loss of logits (N, C), (C,) or (N, C, d1, ...) against their labels."""
+        return self.function(input, target, avg_factor=avg_factor, **self.options())
+
+
+class CrossEntropyLoss(_RowLoss):
+    """Softmax cross-entropy: :func:`fastloss.functional.cross_entropy`."""
+
+    function = staticmethod(functional.cross_entropy)
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        logit_softcap: float | None = None,
+    ) -> None:
+        super().__init__(
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            logit_softcap=logit_softcap,
+            buffers={"weight": weight},
+        )
+
+
+class NLLLoss(_RowLoss):
+    """Negative log-likelihood: :func:`fastloss.functional.nll_loss`."""
+
+    function = staticmethod(functional.nll_loss)
+    weight: Tensor | None
+
+    def __init__(
+        self, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"
+    ) -> None:
+        super().__init__(ignore_index=ignore_index, reduction=reduction, buffers={"weight": weight})
+
+
+class SoftmaxFocalLoss(_RowLoss):
+    """Focal loss over classes: :func:`fastloss.functional.softmax_focal_loss`."""
+
+    function = staticmethod(functional.softmax_focal_loss)
+    alpha: Tensor | float | None
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: Tensor | float | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        per_class = isinstance(alpha, Tensor)
+        super().__init__(
+            gamma=gamma,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            **({} if per_class else {"alpha": alpha}),
+            buffers={"alpha": alpha} if per_class else {},
+        )
+
+
+class PolyCrossEntropy(_RowLoss):
+    """Poly-1 cross-entropy: :func:`fastloss.functional.poly_cross_entropy`."""
+
+    function = staticmethod(functional.poly_cross_entropy)
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        epsilon: float = 1.0,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(
+            epsilon=epsilon,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            buffers={"weight": weight},
+        )
+
+
+class MultiMarginLoss(_RowLoss):
+    """Hinge loss of Weston and Watkins: :func:`fastloss.functional.multi_margin_loss`."""
+
+    function = staticmethod(functional.multi_margin_loss)
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        p: int = 1,
+        margin: float = 1.0,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(p=p, margin=margin, reduction=reduction, buffers={"weight": weight})
+
+
+class CrammerSingerLoss(_RowLoss):
+    """Hinge loss of Crammer and Singer: :func:`fastloss.functional.crammer_singer_loss`."""
+
+    function = staticmethod(functional.crammer_singer_loss)
+    weight: Tensor | None
+
+    def __init__(
+        self, margin: float = 1.0, reduction: str = "mean", weight: Tensor | None = None
+    ) -> None:
+        super().__init__(margin=margin, reduction=reduction, buffers={"weight": weight})

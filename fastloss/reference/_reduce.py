@@ -65,6 +65,7 @@ def reduce_loss(
     *,
     weighted_mean: bool = True,
     counted: Tensor | None = None,
+    divisor: Tensor | None = None,
 ) -> Tensor:
     """Weights and reduces the loss of every element.
 
@@ -75,6 +76,7 @@ def reduce_loss(
         avg_factor: Number or 0-d tensor that ``"mean"`` divides by. None: what the mean counts.
         weighted_mean: Whether ``"mean"`` divides by the sum of the weights instead of their number.
         counted: Boolean, broadcastable to ``loss``: the elements that ``"mean"`` counts. None: all.
+        divisor: 0-d tensor that ``"mean"`` divides by, in place of what it would count.
 
     Returns:
         The loss, reduced. A mean over nothing (or over weights that add up to 0) is 0.
@@ -95,6 +97,8 @@ def reduce_loss(
         return loss.sum()
     if avg_factor is not None:
         divisor = torch.as_tensor(avg_factor, dtype=loss.dtype, device=loss.device)
+    elif divisor is not None:
+        divisor = divisor.to(loss.dtype)
     elif weight is not None and weighted_mean:
         share = weight if counted is None else weight * counted
         divisor = share.expand_as(loss).sum()

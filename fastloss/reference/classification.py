@@ -8,8 +8,18 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ._reduce import power, promote, reduce_loss
+from ._rows import Labels, classes_last
 
-__all__ = ["binary_cross_entropy_with_logits", "sigmoid_focal_loss"]
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "crammer_singer_loss",
+    "cross_entropy",
+    "multi_margin_loss",
+    "nll_loss",
+    "poly_cross_entropy",
+    "sigmoid_focal_loss",
+    "softmax_focal_loss",
+]
 
 
 def binary_cross_entropy_with_logits(
@@ -59,3 +69,142 @@ def sigmoid_focal_loss(
     if counted is not None:
         loss = torch.where(counted, loss, 0.0)
     return reduce_loss(loss, weight, reduction, avg_factor, counted=counted)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``-w_y ln p_y``, or ``-Σ w_c t_c ln p_c`` for probabilities t."""
+    if target.is_floating_point():
+        input, target = promote(input, target)
+    else:
+        (input,) = promote(input)
+    if logit_softcap:
+        input = logit_softcap * torch.tanh(input / logit_softcap)
+    class_weight = None if weight is None else weight.to(input.dtype)
+    if target.is_floating_point():
+        logits, shares = classes_last(input), classes_last(target)
+        shares = shares * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
+        if class_weight is not None:
+            shares = shares * class_weight
+        loss = -(shares * logits.log_softmax(-1)).sum(-1)
+        loss = loss + _z_loss(logits, z_loss)
+        return reduce_loss(loss, None, reduction, avg_factor)
+    labels = Labels(input, target, class_weight, ignore_index)
+    log_probability = labels.logits.log_softmax(-1)
+    loss = -(1 - label_smoothing) * labels.weight * labels.pick(log_probability)
+    if label_smoothing:
+        spread = log_probability if class_weight is None else log_probability * class_weight
+        loss = loss - label_smoothing * spread.mean(-1)
+    loss = labels.only(loss + _z_loss(labels.logits, z_loss))
+    return reduce_loss(loss, None, reduction, avg_factor, divisor=labels.weight.sum())
+
+
+def _z_loss(logits: Tensor, factor: float) -> Tensor | float:
+    return factor * logits.logsumexp(-1).square() if factor else 0.0
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``-w_y x_y``, for log-probabilities x."""
+    (input,) = promote(input)
+    labels = Labels(input, target, weight, ignore_index)
+    loss = labels.only(-labels.weight * labels.pick(labels.logits))
+    return reduce_loss(loss, None, reduction, avg_factor, divisor=labels.weight.sum())
+
+
+def softmax_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    alpha: Tensor | float | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``-α_y (1 - p_y)^γ ln p_y``."""
+    (input,) = promote(input)
+    class_weight = alpha if isinstance(alpha, Tensor) else None
+    labels = Labels(input, target, class_weight, ignore_index)
+    cross_entropy = -labels.pick(labels.logits.log_softmax(-1))
+    miss = -torch.expm1(-cross_entropy)
+    loss = labels.weight * power(miss, gamma) * cross_entropy
+    if alpha is not None and class_weight is None:
+        loss = alpha * loss
+    return reduce_loss(labels.only(loss), None, reduction, avg_factor, divisor=labels.counts.sum())
+
+
+def poly_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    epsilon: float = 1.0,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``w_y (-ln p_y + ε (1 - p_y))``."""
+    (input,) = promote(input)
+    labels = Labels(input, target, weight, ignore_index)
+    cross_entropy = -labels.pick(labels.logits.log_softmax(-1))
+    loss = labels.weight * (cross_entropy - epsilon * torch.expm1(-cross_entropy))
+    loss = labels.only(loss)
+    return reduce_loss(loss, None, reduction, avg_factor, divisor=labels.weight.sum())
+
+
+def multi_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    p: int = 1,
+    margin: float = 1.0,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``w_y / C Σ_{c≠y} max(0, margin + x_c - x_y)^p``."""
+    (input,) = promote(input)
+    labels = Labels(input, target, weight)
+    excess = torch.relu(margin + labels.logits - labels.pick(labels.logits).unsqueeze(-1))
+    loss = labels.weight * _without_label(labels, excess, 0.0).pow(int(p)).mean(-1)
+    return reduce_loss(loss, None, reduction, avg_factor)
+
+
+def crammer_singer_loss(
+    input: Tensor,
+    target: Tensor,
+    margin: float = 1.0,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``w_y max(0, margin + max_{c≠y} x_c - x_y)``."""
+    (input,) = promote(input)
+    labels = Labels(input, target, weight)
+    runner_up = _without_label(labels, labels.logits, -torch.inf).amax(-1)
+    loss = labels.weight * torch.relu(margin + runner_up - labels.pick(labels.logits))
+    return reduce_loss(loss, None, reduction, avg_factor, divisor=labels.weight.sum())
+
+
+def _without_label(labels: Labels, rows: Tensor, filling: float) -> Tensor:
+    classes = torch.arange(rows.shape[-1], device=rows.device)
+    return torch.where(classes == labels.index.unsqueeze(-1), filling, rows)
