@@ -168,6 +168,7 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "box_matrix": (16, 60, 2100),
     "box_crowd": (1024, 64),
     "pointwise": (1 << 14, 64),
+    "softmax": (1 << 14, 64),
 }
 
 

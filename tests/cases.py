@@ -166,7 +166,7 @@ class Case:
             target = dtypes.get(name, dtype if tensor.is_floating_point() else tensor.dtype)
             result[name] = tensor.to(device, target).requires_grad_(name in wanted)
         for name, value in self.options.items():
-            result[name] = value.to(device) if isinstance(value, Tensor) else value
+            result[name] = value.to(device, copy=True) if isinstance(value, Tensor) else value
         return result
 
     def weights(

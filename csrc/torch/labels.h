@@ -10,7 +10,7 @@ namespace fastloss {
 
 // Runs a CPU kernel that reads labels, and turns what it throws into the IndexError of the loss.
 template <class Run>
-void with_label_errors(std::string_view loss, const char* argument, const Tensor& labels,
+void with_label_errors(std::string_view loss, std::string_view argument, const Tensor& labels,
                        const IgnoredLabels& ignored, const Run& run) {
   try {
     run();
@@ -31,14 +31,14 @@ void with_label_errors(std::string_view loss, const char* argument, const Tensor
   }
 }
 
-inline Tensor label_total_meta(std::string_view /*loss*/, const Tensor& labels,
+inline Tensor label_total_meta(std::string_view /*loss*/, std::string_view /*argument*/, const Tensor& labels,
                                OptionalInteger /*ignore_index*/, bool /*negatives_ignored*/,
                                c10::SymInt /*largest*/, const OptionalTensor& /*class_weight*/,
                                at::ScalarType type) {
   return at::empty({}, labels.options().dtype(type));
 }
 
-inline Tensor label_total_kernel(std::string_view loss, const Tensor& labels,
+inline Tensor label_total_kernel(std::string_view loss, std::string_view argument, const Tensor& labels,
                                  OptionalInteger ignore_index, bool negatives_ignored,
                                  c10::SymInt largest, const OptionalTensor& class_weight,
                                  at::ScalarType type) {
@@ -61,18 +61,18 @@ inline Tensor label_total_kernel(std::string_view loss, const Tensor& labels,
   arguments.total = total.mutable_data_ptr();
   arguments.is_double = type == at::kDouble;
   const Launch launch(labels);
-  with_label_errors(loss, "target", labels, arguments.ignored,
+  with_label_errors(loss, argument, labels, arguments.ignored,
                     [&] { launch.backend().label_total(arguments, launch.execution()); });
   return total;
 }
 
 // Σ over the rows that count of their class weight, or their number: what a mean divides by. Labels
 // that count are in [0, largest].
-inline Tensor label_total(std::string_view loss, const Tensor& labels, const IgnoredLabels& ignored,
+inline Tensor label_total(std::string_view loss, std::string_view argument, const Tensor& labels, const IgnoredLabels& ignored,
                           c10::SymInt largest, const OptionalTensor& class_weight,
                           at::ScalarType type) {
   static const auto op = find_operator<LabelTotalSignature>("fastloss::label_total");
-  return op.call(loss, labels, ignored.has_index ? OptionalInteger(ignored.index) : std::nullopt,
+  return op.call(loss, argument, labels, ignored.has_index ? OptionalInteger(ignored.index) : std::nullopt,
                  ignored.negatives, std::move(largest), class_weight, type);
 }
 

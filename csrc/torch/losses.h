@@ -3,7 +3,6 @@
 // operators: parameters, one extra tensor, the options of the reduction, autograd. An engine's own
 // part, the checks, the shapes and the call of the kernel, is a struct in the header of its name.
 #pragma once
-#include <ATen/ops/count_nonzero.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
@@ -67,8 +66,8 @@ struct Mean {
 
 inline Mean divide_by(double number) { return {number == 0.0 ? 0.0 : 1.0 / number, {}}; }
 
-// The mean divides by avg_factor, by Σ weight or by the number of elements that count. `rows` holds
-// True for the rows of elements that count, where not all do.
+// The mean divides by avg_factor, by Σ weight or by the number of elements. `rows`, only for
+// weighted means, holds True for the rows of elements that count, where not all do.
 inline Mean mean_of(const LossInfo& info, const Options& options, const Tensor& values,
                     at::ScalarType type, const OptionalTensor& rows) {
   if (options.kind() != Reduction::kMean) return {};
@@ -82,9 +81,6 @@ inline Mean mean_of(const LossInfo& info, const Options& options, const Tensor& 
   const double numel = static_cast<double>(values.numel());
   const bool weighted = options.weight && info.weighted_mean;
   if (rows) {
-    if (!weighted)
-      return {numel == 0.0 ? 0.0 : static_cast<double>(rows->numel()) / numel,
-              at::count_nonzero(*rows).to(type)};
     const Tensor row_weight = options.weight->detach().to(type).expand(values.sizes()).sum(-1);
     return {1.0, at::where(*rows, row_weight, at::zeros_like(row_weight)).sum()};
   }

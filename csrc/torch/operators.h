@@ -43,9 +43,10 @@ using CrowdForwardSignature = std::tuple<Tensor, Tensor>(
     std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
     const OptionalTensor&, Parameters, std::string_view, const OptionalTensor&, bool);
 
-// loss, labels, ignore_index, negatives_ignored, largest, class_weight, dtype of the total
-using LabelTotalSignature = Tensor(std::string_view, const Tensor&, OptionalInteger, bool,
-                                   c10::SymInt, const OptionalTensor&, at::ScalarType);
+// loss, what it calls the labels, labels, ignore_index, negatives_ignored, largest, class_weight, dtype of the total
+using LabelTotalSignature = Tensor(std::string_view, std::string_view, const Tensor&,
+                                   OptionalInteger, bool, c10::SymInt, const OptionalTensor&,
+                                   at::ScalarType);
 
 using ScaleSignature = void(Tensor&, const Tensor&);
 

@@ -74,7 +74,7 @@ TORCH_LIBRARY(fastloss, library) {
   define("softmax_reference(" + softmax + ") -> Tensor");
   define("softmax_forward(" + softmax + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
   define(
-      "label_total(str loss, Tensor labels, int? ignore_index, bool negatives_ignored, "
+      "label_total(str loss, str argument, Tensor labels, int? ignore_index, bool negatives_ignored, "
       "SymInt largest, Tensor? class_weight, ScalarType dtype) -> Tensor");
   define("box_pair(" + box_pair + ") -> Tensor");
   define("box_pair_reference(" + box_pair + ") -> Tensor");

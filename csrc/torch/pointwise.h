@@ -58,10 +58,18 @@ struct PointwiseEngine {
 
   static Mean mean(const LossInfo& info, const Tensor& input, const Tensor& target,
                    const Options& options) {
-    const bool class_targets = has_class_targets(info, input, target);
-    const bool all_rows_count = !class_targets || target.scalar_type() == at::kByte;
-    return mean_of(info, options, input, accumulate_type(input, target),
-                   all_rows_count ? std::nullopt : OptionalTensor(target.ge(0)));
+    const auto type = accumulate_type(input, target);
+    const bool all_count = !has_class_targets(info, input, target) ||
+                           target.scalar_type() == at::kByte;  // no label is negative
+    const bool counts = options.kind() == Reduction::kMean && !options.has_avg_factor();
+    if (all_count || !counts) return mean_of(info, options, input, type, std::nullopt);
+    if (options.weight && info.weighted_mean)
+      return mean_of(info, options, input, type, target.ge(0));
+    const c10::SymInt classes = input.sym_size(-1);
+    const IgnoredLabels negatives{.negatives = true};
+    return {1.0 / static_cast<double>(input.size(-1)),
+            label_total(options.loss, info.target_name, target, negatives, classes, std::nullopt,
+                        type)};
   }
 
   static void run(const LossInfo& info, const Tensor& input, const Tensor& target,

@@ -100,7 +100,7 @@ struct SoftmaxEngine {
       if (!has_row_weight(info)) of_rows.weight.reset();
       return mean_of(info, of_rows, input.select(dim, 0), type, std::nullopt);
     }
-    return {1.0, label_total(options.loss, target, ignored(info, options), input.sym_size(dim) - 1,
+    return {1.0, label_total(options.loss, "target", target, ignored(info, options), input.sym_size(dim) - 1,
                              class_weighted ? options.weight : std::nullopt, type)};
   }
 
