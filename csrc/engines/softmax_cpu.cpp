@@ -15,12 +15,20 @@ namespace {
 // exponentials are computed twice, and the logits read again from the L2 cache.
 constexpr int64_t kTile = 4096;
 // Rows worked on together where the classes are strided: lanes are rows then.
-constexpr int64_t kMaxRows = 256;
+constexpr int64_t kMaxRows = 128;
 // Below this, waking a second thread costs more than it saves.
 constexpr int64_t kSmallestChunk = 16384;
 
 template <class T>
 constexpr T kNone = T(-__builtin_inff());  // less than any logit
+
+template <class T>
+struct LaneNumbers {
+  alignas(64) T number[Vec<T>::kLanes];
+  constexpr LaneNumbers() : number() {
+    for (int i = 0; i < Vec<T>::kLanes; ++i) number[i] = T(i);
+  }
+};
 
 template <class T>
 constexpr int64_t padded(int64_t count) {
@@ -69,6 +77,7 @@ template <class Formula, class T, bool kGradient>
 class Engine {
   using V = Vec<T>;
   using Statistic = typename Formula::Statistic;
+  static constexpr LaneNumbers<T> kLaneNumbers{};
   static constexpr bool kReadsRow = reads_row<Formula>;
   static constexpr ClassTarget kTarget = class_target<Formula>;
   static constexpr bool kProbabilities = has_probabilities<Formula>;
@@ -131,6 +140,8 @@ class Engine {
                      : pitch_ > kTile / 2 ? pitch_
                                           : kTile),
           memory_(tile_size_ * (kProbabilities ? 2 : 1)),
+          input_is_plain_(is_plain(kSoftmaxInput, engine.arguments_.input)),
+          gradient_is_plain_(is_plain(kSoftmaxGradient, engine.arguments_.gradient)),
           tile_(memory_.get()),
           shares_(kProbabilities ? tile_ + tile_size_ : nullptr) {}
 
@@ -148,8 +159,10 @@ class Engine {
         read_labels(first + i);
         if (in_columns_) {
           read_columns();
+        } else if (classes_ > kTile) {
+          read_wide_row();
         } else {
-          for (int64_t r = 0; r < rows_.count; ++r) read_row(r);
+          read_rows();
         }
         sum += double(evaluate());
         if (kGradient && arguments().gradient) {
@@ -177,6 +190,12 @@ class Engine {
       return offset_[operand] + row * engine_.row_stride(operand);
     }
     bool caps() const { return engine_.softcap_ != 0.0; }
+
+    // Whether a row lies in memory as consecutive numbers of type T.
+    template <class Tensor>
+    bool is_plain(int operand, const Tensor& tensor) const {
+      return tensor && tensor.dtype == dtype_of<T> && class_stride(operand) == 1;
+    }
 
     // ---- targets ----
 
@@ -217,9 +236,14 @@ class Engine {
     T pick(int64_t row) const {
       if constexpr (kProbabilities) return T(0);
       const auto logit = [&](int64_t label) {
+        const int64_t offset =
+            offset_of(kSoftmaxInput, row) + label * class_stride(kSoftmaxInput);
         T x;
-        load_strided(&x, 1, arguments().input,
-                     offset_of(kSoftmaxInput, row) + label * class_stride(kSoftmaxInput), 1, 1);
+        if (input_is_plain_) {
+          x = static_cast<const T*>(arguments().input.data)[offset];
+        } else {
+          load_strided(&x, 1, arguments().input, offset, 1, 1);
+        }
         return caps() ? engine_.capped(V(x))[0] : x;
       };
       const int64_t label = rows_.label[row];
@@ -256,12 +280,6 @@ class Engine {
 
     // ---- rows whose classes lie together: lanes are classes ----
 
-    // A row's sums so far, relative to the shift of its largest logit so far.
-    struct Totals {
-      T peak = kNone<T>, shift = T(0);
-      double sum = 0.0, slope_sum = 0.0, blend = 0.0, mass = 0.0;
-    };
-
     // `count` numbers as vectors, the last one padded: visit(i, vector). Nothing is read beyond the
     // end.
     template <class Visit>
@@ -284,8 +302,7 @@ class Engine {
     const T* logits(int64_t row, int64_t begin, int64_t count, T* stage) const {
       const int64_t stride = class_stride(kSoftmaxInput);
       const int64_t offset = offset_of(kSoftmaxInput, row) + begin * stride;
-      const bool plain = !Statistic::kExcludesPicked && !caps();
-      if (plain && stride == 1 && arguments().input.dtype == dtype_of<T>)
+      if (input_is_plain_ && !Statistic::kExcludesPicked && !caps())
         return static_cast<const T*>(arguments().input.data) + offset;
       load_strided(stage, 1, arguments().input, offset, stride, count);
       if (caps()) {
@@ -298,57 +315,104 @@ class Engine {
       return stage;
     }
 
-    void read_row(int64_t row) {
-      if (rows_.counts[row] == T(0)) {
-        rows_.shift[row] = rows_.slope_sum[row] = rows_.picked[row] = T(0);
-        rows_.blend[row] = rows_.mass[row] = T(0);
-        rows_.sum[row] = T(1);
-        return;
-      }
-      const T picked = pick(row);
-      Totals totals;
-      if (Statistic::kShiftIsPicked) totals.shift = picked;
-      if constexpr (kReadsRow) {
-        for (int64_t begin = 0; begin < classes_; begin += kTile) {
-          const int64_t count = std::min(kTile, classes_ - begin);
-          T* stage = tile_ + row * pitch_;
-          const T* q = kBlends ? shares(row, begin, count, share_stage(row)) : nullptr;
-          add_block(totals, logits(row, begin, count, stage), count, q, keeps() ? stage : nullptr);
+    // Rows that fit a tile, in two rounds: what one row waits for, others do meanwhile.
+    void read_rows() {
+      const T* x[V::kLanes];
+      for (int64_t r = 0; r < rows_.count; ++r) {
+        if (rows_.counts[r] == T(0)) continue;
+        x[r] = kReadsRow ? logits(r, 0, classes_, tile_ + r * pitch_) : nullptr;
+        rows_.shift[r] = T(0);
+        if constexpr (Statistic::kShiftIsPicked) {
+          rows_.shift[r] = pick(r);
+        } else if constexpr (kReadsRow) {
+          const T highest = peak(x[r], classes_);
+          if (highest != kNone<T>) rows_.shift[r] = highest;
         }
       }
-      rows_.shift[row] = totals.shift;
-      rows_.sum[row] = T(totals.sum);
-      rows_.slope_sum[row] = T(totals.slope_sum);
-      rows_.picked[row] = kProbabilities ? T(0) : picked - totals.shift;
-      rows_.blend[row] = T(totals.blend);
-      rows_.mass[row] = T(totals.mass);
+      // The next rows are fetched while these are worked on.
+      const int64_t ahead =
+          input_is_plain_ ? engine_.row_stride(kSoftmaxInput) * rows_.count : 0;
+      for (int64_t r = 0; r < rows_.count; ++r) {
+        Sums sums;
+        if (kReadsRow && rows_.counts[r] != T(0)) {
+          const T* q = kBlends ? shares(r, 0, classes_, share_stage(r)) : nullptr;
+          sums = add_up(x[r], classes_, rows_.shift[r], q, keeps() ? tile_ + r * pitch_ : nullptr,
+                        ahead);
+        }
+        store_sums(r, sums);
+      }
     }
 
-    void add_block(Totals& totals, const T* x, int64_t count, const T* q, T* kept) const {
-      if constexpr (!Statistic::kShiftIsPicked) {
-        V peaks(kNone<T>);
-        for_each_vector(x, count, kNone<T>, [&](int64_t, V v) { peaks = max(peaks, v); });
-        raise_peak(totals, peaks.largest());
+    // A row wider than a tile, a tile at a time: the sums so far are relative to the largest logit so
+    // far.
+    void read_wide_row() {
+      if (rows_.counts[0] == T(0)) return store_sums(0, {});
+      T highest = kNone<T>, shift = Statistic::kShiftIsPicked ? pick(0) : T(0);
+      double sum = 0.0, slope_sum = 0.0, blend = 0.0, mass = 0.0;
+      for (int64_t begin = 0; begin < classes_ && kReadsRow; begin += kTile) {
+        const int64_t count = std::min(kTile, classes_ - begin);
+        const T* q = kBlends ? shares(0, begin, count, share_stage(0)) : nullptr;
+        const T* x = logits(0, begin, count, tile_);
+        if constexpr (!Statistic::kShiftIsPicked) {
+          const T found = peak(x, count);
+          if (found > highest) {
+            // Before the first there is nothing to scale yet.
+            if (highest != kNone<T>) sum *= double(Statistic::rescale(V(found - shift))[0]);
+            blend += (double(shift) - double(found)) * mass;
+            highest = shift = found;
+          }
+        }
+        const Sums sums = add_up(x, count, shift, q, nullptr, input_is_plain_ ? kTile : 0);
+        sum += double(sums.sum);
+        slope_sum += double(sums.slope_sum);
+        blend += double(sums.blend);
+        mass += double(sums.mass);
       }
-      const V shift(totals.shift);
+      rows_.shift[0] = shift;
+      store_sums(0, {T(sum), T(slope_sum), T(blend), T(mass)});
+    }
+
+    static T peak(const T* x, int64_t count) {
+      V peaks(kNone<T>);
+      // NaN need not show in the peak: it shows in the sum.
+      for_each_vector(x, count, kNone<T>, [&](int64_t, V v) { peaks = larger(v, peaks); });
+      return peaks.largest();
+    }
+
+    struct Sums {
+      T sum = T(1), slope_sum = T(0), blend = T(0), mass = T(0);
+    };
+
+    // The sums over `count` classes; keeps what is kept of them where `kept` is not null. `ahead`
+    // elements behind them are fetched meanwhile.
+    Sums add_up(const T* x, int64_t count, T shift, const T* q, T* kept, int64_t ahead) const {
       V sum(0), slope_sum(0), blend(0), mass(0);
       if constexpr (kBlends) {  // first: what is kept may take the place of x
-        for_each_vector(x, count, totals.shift, [&](int64_t i, V v) {
+        for_each_vector(x, count, shift, [&](int64_t i, V v) {
           const V share = share_vector(q, i, count);
-          blend += share * (v - shift);
+          blend += share * (v - V(shift));
           mass += share;
         });
       }
       for_each_vector(x, count, kNone<T>, [&](int64_t i, V v) {
-        const V k = Statistic::kept(v - shift, parameter());
+        __builtin_prefetch(x + i + ahead);
+        const V k = Statistic::kept(v - V(shift), parameter());
         if (kept) k.store(kept + i);
         sum += Statistic::term(k, parameter());
         if constexpr (Statistic::kShiftIsPicked) slope_sum += Statistic::slope(k, parameter());
       });
-      totals.sum += double(sum.sum());
-      totals.slope_sum += double(slope_sum.sum());
-      totals.blend += double(blend.sum());
-      totals.mass += double(mass.sum());
+      return {sum.sum(), slope_sum.sum(), blend.sum(), mass.sum()};
+    }
+
+    void store_sums(int64_t row, const Sums& sums) {
+      rows_.sum[row] = sums.sum;
+      rows_.slope_sum[row] = sums.slope_sum;
+      rows_.blend[row] = sums.blend;
+      rows_.mass[row] = sums.mass;
+      const bool counts = rows_.counts[row] != T(0);
+      if (!counts) rows_.shift[row] = T(0);
+      // By now the row is in a cache.
+      rows_.picked[row] = counts && !kProbabilities ? pick(row) - rows_.shift[row] : T(0);
     }
 
     // The shares of a vector of classes, 0 beyond the last.
@@ -360,60 +424,64 @@ class Engine {
       return V::load(ones);
     }
 
-    static void raise_peak(Totals& totals, T peak) {
-      if (!(peak > totals.peak) && !is_nan(peak)) return;
-      const T shift = peak;
-      if (totals.peak != kNone<T>)  // else there is nothing to scale yet
-        totals.sum *= double(Statistic::rescale(V(shift - totals.shift))[0]);
-      totals.blend += (double(totals.shift) - double(shift)) * totals.mass;
-      totals.peak = peak;
-      totals.shift = shift;
-    }
-
     void write_row(int64_t row) {
       const int64_t stride = class_stride(kSoftmaxGradient);
-      const bool counts = rows_.counts[row] != T(0);
       T* stage = tile_ + row * pitch_;
       for (int64_t begin = 0; begin < classes_; begin += kTile) {
         const int64_t count = std::min(kTile, classes_ - begin);
-        if (counts && kReadsRow) {
-          differentiate(row, begin, count, stage);
+        const int64_t offset = offset_of(kSoftmaxGradient, row) + begin * stride;
+        // Straight to where it belongs where that takes whole vectors.
+        T* const target = static_cast<T*>(arguments().gradient.data) + offset;
+        const bool straight = gradient_is_plain_ && count % V::kLanes == 0 &&
+                              (!engine_.streaming_ || is_aligned(target));
+        if (rows_.counts[row] != T(0)) {
+          differentiate(row, begin, count, straight ? target : stage,
+                        straight && engine_.streaming_);
         } else {
-          for (int64_t i = 0; i < count; ++i) stage[i] = T(0);
+          T* const out = straight ? target : stage;
+          for (int64_t i = 0; i < count; ++i) out[i] = T(0);
         }
-        if (counts)
-          add_picked(row, [&](int64_t label, T slope) {
-            if (label >= begin && label < begin + count) stage[label - begin] += slope;
-          });
-        write(offset_of(kSoftmaxGradient, row) + begin * stride, stride, stage, count);
+        if (!straight) write(offset, stride, stage, count);
       }
     }
 
-    // The gradient but for the label's own part, into the stage.
-    void differentiate(int64_t row, int64_t begin, int64_t count, T* stage) const {
+    static bool is_aligned(const T* target) {
+      return reinterpret_cast<uintptr_t>(target) % FASTLOSS_VECTOR_BYTES == 0;
+    }
+
+    // The gradient of `count` classes from `begin` on, in whole vectors.
+    void differentiate(int64_t row, int64_t begin, int64_t count, T* out, bool streaming) const {
       const V to_statistic(rows_.to_statistic[row]), to_blend(rows_.to_blend[row]),
           shift(rows_.shift[row]);
+      T* const stage = tile_ + row * pitch_;
       const T* q = nullptr;
       if constexpr (kBlends) {
         q = kProbabilities && keeps() ? share_stage(row)  // still there
                                       : shares(row, begin, count, share_stage(row));
       }
-      const auto gradient = [&](int64_t i, V kept) {
-        V result = Statistic::slope(kept, parameter()) * to_statistic;
-        if constexpr (kBlends) result += share_vector(q, i, count) * to_blend;
-        return result;
+      const auto emit = [&](int64_t i, V kept, V x) {
+        V gradient = Statistic::slope(kept, parameter()) * to_statistic;
+        if constexpr (kBlends) gradient += share_vector(q, i, count) * to_blend;
+        if (caps()) gradient *= engine_.cap_slope(x);
+        add_picked(row, [&](int64_t label, T slope) {
+          const int64_t lane = label - begin - i;
+          if (lane < 0 || lane >= V::kLanes) return;
+          gradient += select(V::load(kLaneNumbers.number) == V(T(lane)), V(slope), V(0));
+        });
+        if (streaming) {
+          gradient.store_streaming(out + i);
+        } else {
+          gradient.store(out + i);
+        }
       };
-      if (keeps()) {
+      if (!kReadsRow || keeps()) {
         for (int64_t i = 0; i < count; i += V::kLanes)
-          gradient(i, V::load(stage + i)).store(stage + i);
-        return;
+          emit(i, kReadsRow ? V::load(stage + i) : V(0), V(0));
+      } else {
+        for_each_vector(logits(row, begin, count, stage), count, kNone<T>, [&](int64_t i, V x) {
+          emit(i, Statistic::kept(x - shift, parameter()), x);
+        });
       }
-      const T* x = logits(row, begin, count, stage);
-      for_each_vector(x, count, kNone<T>, [&](int64_t i, V v) {
-        V result = gradient(i, Statistic::kept(v - shift, parameter()));
-        if (caps()) result *= engine_.cap_slope(v);
-        result.store(stage + i);
-      });
     }
 
     // add(label, slope) for the class or the two classes that the label picks.
@@ -491,7 +559,7 @@ class Engine {
         shift = picked;
       } else if constexpr (kReadsRow) {
         V peak(kNone<T>);
-        for (int64_t c = 0; c < classes_; ++c) peak = max(peak, V::load(x + c * pitch_));
+        for (int64_t c = 0; c < classes_; ++c) peak = larger(V::load(x + c * pitch_), peak);
         shift = select(peak == V(kNone<T>), V(0), peak);
       }
       V sum(0), slope_sum(0), blend(0), mass(0);
@@ -595,6 +663,7 @@ class Engine {
     const int64_t pitch_;  // between rows of the tile: of classes, or of rows in columns
     const int64_t tile_size_;
     const Scratch<T> memory_;
+    const bool input_is_plain_, gradient_is_plain_;
     T* const tile_;    // logits, then what is kept of them, then gradients
     T* const shares_;  // the target probabilities
     Rows<T> rows_;

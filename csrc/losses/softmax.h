@@ -54,7 +54,7 @@ struct LogSumExp {
   static constexpr bool kShiftIsPicked = false, kExcludesPicked = false, kSlopesOverSum = true;
   template <class V, class T>
   static FASTLOSS_INLINE V kept(const V& x, const T* /*parameter*/) {
-    return exp(x);
+    return exp_nonpositive(x);
   }
   template <class V, class T>
   static FASTLOSS_INLINE V term(const V& kept, const T* /*parameter*/) {
@@ -70,7 +70,7 @@ struct LogSumExp {
   }
   template <class V>
   static FASTLOSS_INLINE V rescale(const V& rise) {
-    return exp(-rise);
+    return exp_nonpositive(-rise);
   }
 };
 
