@@ -169,6 +169,7 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "box_crowd": (1024, 64),
     "pointwise": (1 << 14, 64),
     "softmax": (1 << 14, 64),
+    "linear_cross_entropy": (1 << 12, 1 << 10),
 }
 
 

@@ -24,6 +24,17 @@ def softmax(
     reduction: str,
     avg_factor: float | Tensor | None,
 ) -> Tensor: ...
+def linear_cross_entropy(
+    loss: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    parameters: Numbers,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: float | Tensor | None,
+) -> Tensor: ...
 def box_pair(
     loss: str,
     boxes1: Tensor,

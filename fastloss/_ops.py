@@ -69,6 +69,25 @@ def softmax(
     return _C.softmax(loss, input, target, parameters, weight, reduction, avg_factor)
 
 
+def linear_cross_entropy(
+    loss: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    parameters: Parameters,
+    *,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    """A loss of :func:`softmax` on the logits of a linear layer."""
+    arguments = (loss, input, linear_weight, linear_bias, target, parameters, weight, reduction)
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.linear_cross_entropy(*arguments, *_split(avg_factor))
+    return _C.linear_cross_entropy(*arguments, avg_factor)
+
+
 def box_pair(
     loss: str,
     boxes1: Tensor,
@@ -174,6 +193,7 @@ def parameter_name(loss: str, index: int) -> str:
 _TENSORS_AND_REDUCTION = frozenset(
     {
         *("input", "inputs", "target", "targets", "weight", "pos_weight"),
+        *("linear_weight", "linear_bias"),
         *("boxes1", "boxes2", "boxes", "target_boxes", "target_index"),
         *("batch_index", "target_batch_index", "reduction", "avg_factor"),
     }
@@ -255,6 +275,29 @@ def _softmax_reference(
     )
 
 
+def _linear_cross_entropy_reference(
+    loss: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    parameters: list[float],
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: Tensor | None,
+    avg_number: float | None,
+) -> Tensor:
+    return _call_twin(
+        f"linear_{loss}",
+        (input, linear_weight, target),
+        tuple(parameters),
+        linear_bias=linear_bias,
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_number if avg_factor is None else avg_factor,
+    )
+
+
 def _box_matrix_reference(
     kind: str, boxes1: Tensor, boxes2: Tensor, parameters: list[float]
 ) -> Tensor:
@@ -287,6 +330,7 @@ _library = torch.library.Library("fastloss", "IMPL")
 for _engine, _function in {
     "pointwise": _pointwise_reference,
     "softmax": _softmax_reference,
+    "linear_cross_entropy": _linear_cross_entropy_reference,
     "box_pair": _box_pair_reference,
     "box_matrix": _box_matrix_reference,
     "box_crowd": _box_crowd_reference,

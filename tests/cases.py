@@ -64,6 +64,8 @@ class Family:
             row of logits) alone.
         reduces: Whether there is a ``reduction`` at all.
         ignored: The label of rows that do not count, where there is one.
+        rounds_inside: Whether numbers between input and loss are rounded to the input's dtype, as
+            matrix products are: in half precision the oracle's float64 is another function then.
     """
 
     engine: str
@@ -76,6 +78,7 @@ class Family:
     element_wise: bool = True
     reduces: bool = True
     ignored: int | None = None
+    rounds_inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -539,6 +542,49 @@ def _with_class_weight(family: Family, name: str = "weight") -> Family:
     )
 
 
+_FEATURES = 6
+
+
+def _linear_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Features (N, F), a linear layer and labels for a shape (N, C)."""
+    rows, classes = shape
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    return {
+        "input": normal(rows, _FEATURES),
+        "linear_weight": 1.5 * normal(classes, _FEATURES),
+        "target": _labelled_rows(shape, generator)["target"],
+        "linear_bias": normal(classes),
+    }
+
+
+def _degenerate_linear_rows() -> dict[str, Tensor]:
+    """A layer that passes the degenerate logits on."""
+    tensors = _degenerate_rows()
+    classes = tensors["input"].shape[1]
+    return {
+        "input": tensors["input"],
+        "linear_weight": torch.eye(classes, dtype=torch.float64),
+        "target": tensors["target"],
+        "linear_bias": torch.zeros(classes, dtype=torch.float64),
+    }
+
+
+LINEAR_ROWS = Family(
+    engine="linear_cross_entropy",
+    build=_linear_rows,
+    degenerate=_degenerate_linear_rows,
+    differentiable=("input", "linear_weight", "linear_bias"),
+    shape_of=ROWS.shape_of,
+    integers=("target",),
+    element_wise=False,
+    ignored=-100,
+    rounds_inside=True,
+)
+
+
 def _probability_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     """Target probabilities: some rows a single class, some spread."""
     spread = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -835,6 +881,22 @@ CASES: tuple[Case, ...] = (
         "cross_entropy/probabilities",
         "probabilities_smoothing",
         {"label_smoothing": 0.2},
+    ),
+    Case(
+        "linear_cross_entropy",
+        "Linear + cross-entropy",
+        LINEAR_ROWS,
+        "LinearCrossEntropyLoss",
+        "cross_entropy",
+    ),
+    Case(
+        "linear_cross_entropy",
+        "Linear + cross-entropy, smoothed, z-loss",
+        LINEAR_ROWS,
+        "LinearCrossEntropyLoss",
+        "cross_entropy/label_smoothing",
+        "smoothing",
+        {"label_smoothing": 0.1, "z_loss": 1e-3},
     ),
     Case("nll_loss", "NLL", _with_class_weight(ROWS), "NLLLoss"),
     Case("softmax_focal_loss", "Softmax focal", ROWS, "SoftmaxFocalLoss"),

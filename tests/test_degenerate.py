@@ -58,7 +58,7 @@ def assert_each_close(found: Tensor, expected: Tensor, what: str) -> None:
     assert not wrong.any(), f"{what}: {found[wrong][:5]}, expected {expected[wrong][:5]}"
 
 
-@each_case(lambda case: "input" in case.prediction)
+@each_case(lambda case: "input" in case.prediction and not case.family.rounds_inside)
 @pytest.mark.parametrize("dtype", DTYPES, ids=FLOAT_IDS)
 def test_largest_numbers_of_half_precision(case: Case, dtype: torch.dtype, device: str) -> None:
     """A gradient that float16 cannot hold is its largest number, not infinity."""
@@ -180,7 +180,8 @@ def test_nan_shows_in_the_reduced_loss(case: Case, device: str) -> None:
         assert case.loss(arguments, reduction=reduction).isnan()
 
 
-@each_case(lambda case: case.family.ignored is not None)
+# (A linear layer multiplies the features of an ignored row with a gradient of 0.)
+@each_case(lambda case: case.family.ignored is not None and not case.family.rounds_inside)
 def test_nan_in_an_ignored_row_does_not_show(case: Case, device: str) -> None:
     arguments = case.arguments(9, device=device, requires_grad=True)
     arguments[case.family.integers[0]][4] = case.family.ignored

@@ -17,7 +17,7 @@ FLOAT_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 INTEGER_IDS = [str(dtype).removeprefix("torch.") for dtype in INTEGER_DTYPES]
 
 
-@each_case()
+@each_case(lambda case: not case.family.rounds_inside)
 @pytest.mark.parametrize("dtype", DTYPES, ids=FLOAT_IDS)
 @pytest.mark.parametrize("size", [3, 67])
 def test_dtype(case: Case, dtype: torch.dtype, size: int, device: str) -> None:
@@ -27,7 +27,7 @@ def test_dtype(case: Case, dtype: torch.dtype, size: int, device: str) -> None:
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-@each_case()
+@each_case(lambda case: not case.family.rounds_inside)
 @pytest.mark.parametrize("dtype", DTYPES, ids=FLOAT_IDS)
 def test_prediction_of_another_dtype_than_the_rest(
     case: Case, dtype: torch.dtype, device: str
@@ -50,7 +50,7 @@ def measured(case: Case) -> list[str]:
     ]
 
 
-@each_case(lambda case: len(measured(case)) > 1)
+@each_case(lambda case: len(measured(case)) > 1 and not case.family.rounds_inside)
 def test_target_in_float64_makes_the_loss_float64(case: Case) -> None:
     *_, last = measured(case)
     arguments = case.arguments(17, torch.float32, requires_grad=True, **{last: torch.float64})
@@ -188,7 +188,7 @@ def test_strides_of_every_operand(
             check_against_oracle(case, arguments, f"{sorted(chosen)} {reduction}", **reduction)
 
 
-@each_case()
+@each_case(lambda case: not case.family.rounds_inside)
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("layout", ["offset_1", "offset_3", "spread", "transposed"])
 def test_strides_in_half_precision(
@@ -210,7 +210,9 @@ def test_strides_of_weight(case: Case, layout: Callable[[Tensor], Tensor], devic
 @each_case()
 def test_expanded_operands(case: Case, device: str) -> None:
     """A stride of 0: one row stands for many, and its gradient is their sum."""
-    for name in case.family.differentiable:
+    # (Over the classes of a layer, gradients add up to rounding errors.)
+    names = case.family.differentiable[: 1 if case.family.rounds_inside else None]
+    for name in names:
         dense = case.arguments(large_shape(case), device=device, requires_grad=True)
         row = dense[name].detach()[:1].clone().requires_grad_()
         full = dense[name].shape

@@ -336,7 +336,9 @@ def test_the_operator_checks_as_the_function_does(case: Case) -> None:
         compiled(arguments[name])
 
 
-@pytest.mark.parametrize("engine", ["pointwise", "softmax", "box_pair", "box_matrix", "box_crowd"])
+@pytest.mark.parametrize(
+    "engine", ["pointwise", "softmax", "box_pair", "box_matrix", "box_crowd"]
+)
 def test_operators_refuse_unknown_formulas(engine: str) -> None:
     case = next(case for case in CASES if case.family.engine == engine)
     tensors = [
@@ -366,3 +368,137 @@ def test_modules_report_errors_by_the_functions_name() -> None:
         ValueError, match=r"^complete_box_iou_loss: boxes2 must have the shape of boxes1"
     ):
         fastloss.CompleteBoxIoULoss()(torch.zeros(3, 4), torch.zeros(2, 4))
+
+
+# --------------------------------------------------------------------------------- rows of logits
+
+
+ROW_LOSSES = (
+    "cross_entropy",
+    "nll_loss",
+    "softmax_focal_loss",
+    "poly_cross_entropy",
+    "multi_margin_loss",
+    "crammer_singer_loss",
+)
+
+
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_label_out_of_range(loss: str, dtype: torch.dtype, reduction: str) -> None:
+    function = getattr(F, loss)
+    target = torch.tensor([[0, 3], [4, 7], [1, 2]], dtype=dtype)
+    message = rf"^{loss}: target must be a class index in \[0, 4\].*, got 7 at position \[1, 1\]$"
+    with pytest.raises(IndexError, match=message):
+        function(torch.zeros(3, 5, 2), target, reduction=reduction)
+    if dtype != torch.uint8:
+        with pytest.raises(IndexError, match=r"got -1 at position \[2\]"):
+            function(
+                torch.zeros(3, 5), torch.tensor([0, 4, -1], dtype=dtype), reduction=reduction
+            )
+
+
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+def test_targets_that_do_not_fit_the_logits(loss: str) -> None:
+    function = getattr(F, loss)
+    logits = torch.zeros(3, 5)
+    with pytest.raises(ValueError, match=rf"^{loss}: target must have one class index per row"):
+        function(logits, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=rf"^{loss}: target must have one class index per row"):
+        function(logits, torch.zeros(3, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=rf"^{loss}: input must have a dimension of classes"):
+        function(torch.tensor(1.0), torch.tensor(0))
+    with pytest.raises(ValueError, match=rf"^{loss}: input must have at least one class"):
+        function(torch.zeros(3, 0), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match=rf"^{loss}: target must be uint8, int16, int32 or int64"):
+        function(logits, torch.zeros(3, dtype=torch.bool))
+    if loss != "cross_entropy":
+        with pytest.raises(TypeError, match=rf"^{loss}: target must be uint8, int16"):
+            function(logits, torch.zeros(3))
+
+
+def test_probability_targets_that_do_not_fit() -> None:
+    logits = torch.zeros(3, 5)
+    for shape in ((3,), (3, 4), (5, 3)):
+        with pytest.raises(
+            ValueError, match=r"^cross_entropy: target must be probabilities of the shape of input"
+        ):
+            F.cross_entropy(logits, torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"^cross_entropy: ignore_index must be negative where"):
+        F.cross_entropy(logits, torch.zeros(3, 5), ignore_index=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        ("cross_entropy", "weight"),
+        ("nll_loss", "weight"),
+        ("poly_cross_entropy", "weight"),
+        ("multi_margin_loss", "weight"),
+        ("crammer_singer_loss", "weight"),
+        ("softmax_focal_loss", "alpha"),
+    ],
+)
+def test_class_weight_of_wrong_length(loss: str, name: str) -> None:
+    for shape in ((4,), (3, 5), ()):
+        with pytest.raises(ValueError, match=rf"^{loss}: {name} must have one number per class"):
+            getattr(F, loss)(
+                torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), **{name: torch.ones(shape)}
+            )
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        ("cross_entropy", {"label_smoothing": 1.1}, r"label_smoothing must be in \[0, 1\], got"),
+        ("cross_entropy", {"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\]"),
+        ("cross_entropy", {"z_loss": -1e-4}, "z_loss must be at least 0, got -0.0001"),
+        ("cross_entropy", {"logit_softcap": 0.0}, "logit_softcap must be above 0 or None, got 0.0"),
+        ("softmax_focal_loss", {"gamma": -1}, "gamma must be at least 0, got -1"),
+        ("softmax_focal_loss", {"alpha": 1.5}, r"alpha must be in \[0, 1\], a Tensor or None"),
+        ("poly_cross_entropy", {"epsilon": -2}, "epsilon must be at least -1, got -2"),
+        ("multi_margin_loss", {"p": 3}, "p must be 1 or 2, got 3"),
+    ],
+)
+def test_options_of_row_losses(loss: str, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{loss}: {message}"):
+        getattr(F, loss)(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), **options)
+
+
+def test_distribution_focal_loss_shapes() -> None:
+    with pytest.raises(ValueError, match="must have at least two bins"):
+        F.distribution_focal_loss(torch.zeros(3, 1), torch.zeros(3))
+    with pytest.raises(ValueError, match="target must have one position per row of input"):
+        F.distribution_focal_loss(torch.zeros(3, 4), torch.zeros(4))
+    with pytest.raises(ValueError, match="weight must have the shape of target"):
+        F.distribution_focal_loss(torch.zeros(3, 4), torch.zeros(3), weight=torch.ones(4))
+
+
+def test_linear_cross_entropy_arguments() -> None:
+    x, weight = torch.zeros(3, 4), torch.zeros(7, 4)
+    target = torch.tensor([0, 6, 7])
+    wrong: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
+        (IndexError, "got 7 at position \\[2\\]", (x, weight, target), {}),
+        (ValueError, "linear_weight must have shape", (x, weight[0], target), {}),
+        (ValueError, "input must have the 4 features", (x[:, :3], weight, target), {}),
+        (ValueError, "target must have one class index", (x, weight, target[:2]), {}),
+        (ValueError, "label_smoothing must be in", (x, weight, target), {"label_smoothing": 2}),
+        (TypeError, "linear_weight must have the dtype of input", (x, weight.half(), target), {}),
+        (TypeError, "linear_bias must be a Tensor", (x, weight, target), {"linear_bias": 1.0}),
+        (
+            ValueError,
+            "linear_bias must have one number per class",
+            (x, weight, target),
+            {"linear_bias": torch.zeros(6)},
+        ),
+        (
+            ValueError,
+            "weight must have one number per class",
+            (x, weight, target),
+            {"weight": torch.zeros(6)},
+        ),
+    ]
+    for error, message, arguments, options in wrong:
+        with pytest.raises(error, match=f"^linear_cross_entropy: .*{message}"):
+            F.linear_cross_entropy(*arguments, **options)

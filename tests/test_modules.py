@@ -22,8 +22,17 @@ def build(case: Case, arguments: Arguments, **options: object) -> tuple[nn.Modul
     """The row's module, and what is left of the arguments for its call."""
     constructor = inspect.signature(getattr(fastloss, case.module)).parameters
     given = {name: value for name, value in arguments.items() if name in constructor}
-    module = getattr(fastloss, case.module)(**given, **options)
     rest = {name: value for name, value in arguments.items() if name not in given}
+    if case.module == "LinearCrossEntropyLoss":  # owns the layer
+        weight, bias = rest.pop("linear_weight"), rest.pop("linear_bias")
+        module = fastloss.LinearCrossEntropyLoss(
+            weight.shape[1], weight.shape[0], bias=True, **given, **options
+        )
+        for name, value in (("weight", weight), ("bias", bias)):
+            delattr(module.linear, name)  # the test's own tensor in the place of the parameter
+            setattr(module.linear, name, value)
+        return module.eval(), rest
+    module = getattr(fastloss, case.module)(**given, **options)
     if "iou_mean" in rest:
         module.iou_mean.fill_(rest.pop("iou_mean"))
     if case.module == "WiseBoxIoULoss":

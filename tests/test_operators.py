@@ -17,7 +17,7 @@ from cases import TOLERANCES, Arguments, Case, find_case
 from support import assert_close, each_case, gradients, tolerance_of, upstream_for
 from torch import Tensor, nn
 
-ENGINES = ("pointwise", "softmax", "box_pair", "box_matrix", "box_crowd")
+ENGINES = ("pointwise", "softmax", "linear_cross_entropy", "box_pair", "box_matrix", "box_crowd")
 # One row per engine and shape of arguments, for what is too slow to do with every row.
 FEW = (
     "complete_box_iou_loss",
@@ -27,6 +27,7 @@ FEW = (
     "sigmoid_focal_loss-indices",
     "binary_cross_entropy_with_logits-pos_weight",
     "cross_entropy-weight",
+    "linear_cross_entropy-smoothing",
     "cross_entropy-probabilities",
     "distribution_focal_loss",
 )
@@ -52,7 +53,7 @@ def operator_call(case: Case, arguments: Arguments, **more: Any) -> tuple[str, t
             return record
 
     with (
-        mock.patch.object(torch.compiler, "is_compiling", lambda: True),
+        mock.patch.object(torch.compiler, "is_compiling", return_value=True),
         mock.patch.object(torch.ops, "fastloss", Recorder()),
     ):
         case.loss(arguments, **more)
@@ -97,6 +98,9 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
                 torch.library.opcheck(
                     backward, (kind, upstream, first, second, parameters, needs), test_utils=tests
                 )
+        elif engine == "linear_cross_entropy":
+            for needs in ([True, True, True], [True, False, False], [False, True, False]):
+                torch.library.opcheck(forward, (*values, None, needs), test_utils=tests)
         elif engine == "box_crowd":
             torch.library.opcheck(forward, (*values, None, True), test_utils=tests)
             torch.library.opcheck(forward, (*values, None, False), test_utils=tests)

@@ -23,6 +23,7 @@ def large(case: Case) -> int | tuple[int, ...]:
     """Several chunks of work for every engine."""
     dims = len(case.family.shape_of(3))
     return {
+        "linear_cross_entropy": (3_001, 7),
         "softmax": (30_011, 7) if dims == 2 else (7, 5, 9001),
         "pointwise": (30_011, 7) if dims > 1 else 200_003,
         "box_pair": 40_009,

@@ -299,10 +299,12 @@ __global__ void __launch_bounds__(kBlockThreads<kGroup>, kRowBlocks<kGroup>)
     T held[kHeld][kWidth], share[kWidth];
     const auto beyond = begin + kHeld * step;
     if constexpr (reads_row<Formula>) {
+      FASTLOSS_UNROLL
       for (int k = 0; k < kHeld; ++k) {
         const int64_t c = begin + k * step;
         if (c < classes) row.load_logits(held[k], c);
       }
+      FASTLOSS_UNROLL
       for (int k = 0; k < kHeld; ++k) {
         const int64_t c = begin + k * step;
         if (c >= classes) continue;
@@ -328,6 +330,7 @@ __global__ void __launch_bounds__(kBlockThreads<kGroup>, kRowBlocks<kGroup>)
     }
     if (arguments.gradient.data == nullptr) continue;
     if constexpr (reads_row<Formula>) {
+      FASTLOSS_UNROLL
       for (int k = 0; k < kHeld; ++k) {
         const int64_t c = begin + k * step;
         if (c < classes) row.store_gradient(held[k], c);

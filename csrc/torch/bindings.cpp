@@ -116,6 +116,24 @@ Tensor softmax(std::string_view loss, py::handle input, py::handle target,
                    reduction, avg_factor);
 }
 
+Tensor linear_cross_entropy(std::string_view loss, py::handle input, py::handle linear_weight,
+                            py::handle linear_bias, py::handle target, const py::tuple& parameters,
+                            py::handle weight, py::handle reduction, py::handle avg) {
+  static const auto op =
+      find_operator<LinearCrossEntropySignature>("fastloss::linear_cross_entropy");
+  constexpr std::string_view kName = "linear_cross_entropy";
+  const Tensor x = tensor(kName, "input", input),
+               lw = tensor(kName, "linear_weight", linear_weight),
+               t = tensor(kName, "target", target);
+  const OptionalTensor b = optional_tensor(kName, "linear_bias", linear_bias),
+                       w = optional_tensor(kName, "weight", weight);
+  const Numbers p = numbers(loss, parameters);
+  const std::string_view r = string(kName, "reduction", reduction);
+  const auto [avg_tensor, avg_number] = avg_factor(kName, avg);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, lw, b, t, p, w, r, avg_tensor, avg_number);
+}
+
 Tensor box_pair(std::string_view loss, py::handle boxes1, py::handle boxes2,
                 const py::tuple& parameters, py::handle device_parameter, py::handle weight,
                 py::handle reduction, py::handle avg_factor) {
@@ -182,6 +200,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   cpu_backend();  // an impossible FASTLOSS_CPU_ISA is reported at import, not at the first loss
   module.def("pointwise", torch::wrap_pybind_function(pointwise));
   module.def("softmax", torch::wrap_pybind_function(softmax));
+  module.def("linear_cross_entropy", torch::wrap_pybind_function(linear_cross_entropy));
   module.def("box_pair", torch::wrap_pybind_function(box_pair));
   module.def("box_matrix", torch::wrap_pybind_function(box_matrix));
   module.def("box_crowd", torch::wrap_pybind_function(box_crowd));

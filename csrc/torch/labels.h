@@ -31,17 +31,17 @@ void with_label_errors(std::string_view loss, std::string_view argument, const T
   }
 }
 
-inline Tensor label_total_meta(std::string_view /*loss*/, std::string_view /*argument*/, const Tensor& labels,
-                               OptionalInteger /*ignore_index*/, bool /*negatives_ignored*/,
-                               c10::SymInt /*largest*/, const OptionalTensor& /*class_weight*/,
-                               at::ScalarType type) {
+inline Tensor label_total_meta(std::string_view /*loss*/, std::string_view /*argument*/,
+                               const Tensor& labels, OptionalInteger /*ignore_index*/,
+                               bool /*negatives_ignored*/, c10::SymInt /*largest*/,
+                               const OptionalTensor& /*class_weight*/, at::ScalarType type) {
   return at::empty({}, labels.options().dtype(type));
 }
 
-inline Tensor label_total_kernel(std::string_view loss, std::string_view argument, const Tensor& labels,
-                                 OptionalInteger ignore_index, bool negatives_ignored,
-                                 c10::SymInt largest, const OptionalTensor& class_weight,
-                                 at::ScalarType type) {
+inline Tensor label_total_kernel(std::string_view loss, std::string_view argument,
+                                 const Tensor& labels, OptionalInteger ignore_index,
+                                 bool negatives_ignored, c10::SymInt largest,
+                                 const OptionalTensor& class_weight, at::ScalarType type) {
   Tensor total = at::empty({}, labels.options().dtype(type));
   if (labels.numel() == 0) return total.zero_();
   LabelTotalArguments arguments;
@@ -68,11 +68,12 @@ inline Tensor label_total_kernel(std::string_view loss, std::string_view argumen
 
 // Σ over the rows that count of their class weight, or their number: what a mean divides by. Labels
 // that count are in [0, largest].
-inline Tensor label_total(std::string_view loss, std::string_view argument, const Tensor& labels, const IgnoredLabels& ignored,
-                          c10::SymInt largest, const OptionalTensor& class_weight,
-                          at::ScalarType type) {
+inline Tensor label_total(std::string_view loss, std::string_view argument, const Tensor& labels,
+                          const IgnoredLabels& ignored, c10::SymInt largest,
+                          const OptionalTensor& class_weight, at::ScalarType type) {
   static const auto op = find_operator<LabelTotalSignature>("fastloss::label_total");
-  return op.call(loss, argument, labels, ignored.has_index ? OptionalInteger(ignored.index) : std::nullopt,
+  return op.call(loss, argument, labels,
+                 ignored.has_index ? OptionalInteger(ignored.index) : std::nullopt,
                  ignored.negatives, std::move(largest), class_weight, type);
 }
 

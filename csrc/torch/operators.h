@@ -43,7 +43,20 @@ using CrowdForwardSignature = std::tuple<Tensor, Tensor>(
     std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
     const OptionalTensor&, Parameters, std::string_view, const OptionalTensor&, bool);
 
-// loss, what it calls the labels, labels, ignore_index, negatives_ignored, largest, class_weight, dtype of the total
+// loss, input, linear_weight, linear_bias, target, parameters, class weight, reduction, avg_factor,
+// avg_number
+using LinearCrossEntropySignature = Tensor(std::string_view, const Tensor&, const Tensor&,
+                                           const OptionalTensor&, const Tensor&, Parameters,
+                                           const OptionalTensor&, std::string_view,
+                                           const OptionalTensor&, OptionalNumber);
+// the same, upstream, needs
+using LinearCrossEntropyForwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor>(
+    std::string_view, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
+    Parameters, const OptionalTensor&, std::string_view, const OptionalTensor&, OptionalNumber,
+    const OptionalTensor&, std::array<bool, 3>);
+
+// loss, what it calls the labels, labels, ignore_index, negatives_ignored, largest, class_weight,
+// dtype of the total
 using LabelTotalSignature = Tensor(std::string_view, std::string_view, const Tensor&,
                                    OptionalInteger, bool, c10::SymInt, const OptionalTensor&,
                                    at::ScalarType);

@@ -14,6 +14,7 @@
 #include "torch/box_crowd.h"
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
+#include "torch/linear_cross_entropy.h"
 #include "torch/pointwise.h"
 #include "torch/softmax.h"
 
@@ -74,8 +75,16 @@ TORCH_LIBRARY(fastloss, library) {
   define("softmax_reference(" + softmax + ") -> Tensor");
   define("softmax_forward(" + softmax + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
   define(
-      "label_total(str loss, str argument, Tensor labels, int? ignore_index, bool negatives_ignored, "
+      "label_total(str loss, str argument, Tensor labels, int? ignore_index, bool "
+      "negatives_ignored, "
       "SymInt largest, Tensor? class_weight, ScalarType dtype) -> Tensor");
+  const std::string linear =
+      "str loss, Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
+      "float[] parameters, Tensor? weight, str reduction, Tensor? avg_factor, float? avg_number";
+  define("linear_cross_entropy(" + linear + ") -> Tensor");
+  define("linear_cross_entropy_reference(" + linear + ") -> Tensor");
+  define("linear_cross_entropy_forward(" + linear +
+         ", Tensor? upstream, bool[3] needs) -> (Tensor, Tensor, Tensor, Tensor)");
   define("box_pair(" + box_pair + ") -> Tensor");
   define("box_pair_reference(" + box_pair + ") -> Tensor");
   define("box_pair_forward(" + box_pair + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
@@ -97,6 +106,8 @@ TORCH_LIBRARY(fastloss, library) {
                TORCH_FN(loss_entry<PointwiseLoss>));
   library.impl("softmax", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<SoftmaxLoss>));
+  library.impl("linear_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(linear_cross_entropy_entry));
   library.impl("box_pair", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<BoxPairLoss>));
   library.impl("box_matrix", c10::DispatchKey::CompositeImplicitAutograd,
@@ -109,6 +120,7 @@ TORCH_LIBRARY(fastloss, library) {
   };
   under_vmap("pointwise", TORCH_FN(loss_entry<PointwiseLoss>));
   under_vmap("softmax", TORCH_FN(loss_entry<SoftmaxLoss>));
+  under_vmap("linear_cross_entropy", TORCH_FN(linear_cross_entropy_entry));
   under_vmap("box_pair", TORCH_FN(loss_entry<BoxPairLoss>));
   under_vmap("box_matrix", TORCH_FN(box_matrix_entry));
   under_vmap("box_crowd", TORCH_FN(box_crowd_entry));
@@ -117,6 +129,8 @@ TORCH_LIBRARY(fastloss, library) {
                    TORCH_FN(forward_meta<PointwiseEngine>));
   register_kernels("softmax_forward", TORCH_FN(forward_kernel<SoftmaxEngine>),
                    TORCH_FN(forward_meta<SoftmaxEngine>));
+  register_kernels("linear_cross_entropy_forward", TORCH_FN(linear_cross_entropy_kernel),
+                   TORCH_FN(linear_cross_entropy_meta));
   register_kernels("label_total", TORCH_FN(label_total_kernel), TORCH_FN(label_total_meta));
   register_kernels("box_pair_forward", TORCH_FN(forward_kernel<BoxPairEngine>),
                    TORCH_FN(forward_meta<BoxPairEngine>));

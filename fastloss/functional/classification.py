@@ -14,6 +14,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "crammer_singer_loss",
     "cross_entropy",
+    "linear_cross_entropy",
     "multi_margin_loss",
     "nll_loss",
     "poly_cross_entropy",
@@ -180,29 +181,109 @@ def cross_entropy(
         >>> F.cross_entropy(logits, torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]]))
         tensor(0.5469)
     """
+    loss, parameters = _cross_entropy_kernel(
+        "cross_entropy", target, ignore_index, label_smoothing, z_loss, logit_softcap
+    )
+    return _ops.softmax(
+        loss,
+        input,
+        target,
+        parameters,
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+def _cross_entropy_kernel(
+    function: str,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    logit_softcap: float | None,
+) -> tuple[str, tuple[float, ...]]:
+    """The formula and its parameters, for options in range."""
     if not 0 <= label_smoothing <= 1:
-        raise option_error("cross_entropy", "label_smoothing", "in [0, 1]", label_smoothing)
+        raise option_error(function, "label_smoothing", "in [0, 1]", label_smoothing)
     if not z_loss >= 0:
-        raise option_error("cross_entropy", "z_loss", "at least 0", z_loss)
+        raise option_error(function, "z_loss", "at least 0", z_loss)
     if logit_softcap is not None and not logit_softcap > 0:
-        raise option_error("cross_entropy", "logit_softcap", "above 0 or None", logit_softcap)
+        raise option_error(function, "logit_softcap", "above 0 or None", logit_softcap)
     kind = ""
     if isinstance(target, Tensor) and target.is_floating_point():
         if ignore_index >= 0:
-            raise option_error(
-                "cross_entropy",
-                "ignore_index",
-                "negative where the target holds probabilities, which name no class to ignore",
-                ignore_index,
-            )
+            expected = "negative where the target holds probabilities: they name no class to ignore"
+            raise option_error(function, "ignore_index", expected, ignore_index)
         kind = "/probabilities"
     elif label_smoothing > 0:
         kind = "/label_smoothing"
-    return _ops.softmax(
-        f"cross_entropy{kind}",
+    return f"cross_entropy{kind}", (ignore_index, label_smoothing, z_loss, logit_softcap or 0.0)
+
+
+@documented
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Cross-entropy of a linear layer's logits, which never exist all at once.
+
+    cross_entropy(x Wᵀ + b, y), some rows at a time: their logits turn into their own gradient while
+    they are in a cache. Needs the memory of the gradients of x, W and b and of one chunk of logits.
+    Gradients are summed over the chunks in float32 (float64), also for half-precision input.
+
+    The loss of torch's function of this name, whose ``options`` (how to chunk) are not needed. Cut
+    Your Losses in Large-Vocabulary Language Models, 2024, arXiv 2411.09009.
+
+    Args:
+        input: Features x (..., F), any floating dtype, any strides.
+        linear_weight: Weight W (C, F) of the layer, of the dtype of the input.
+        target: Class indices in [0, C), shape (...,), uint8, int16, int32 or int64; or
+            probabilities (..., C), floating.
+        linear_bias: Bias b (C,) of the layer.
+        weight: Factor of every class (C,), as for :func:`cross_entropy`.
+        {reduction}
+        {ignore_index}
+        label_smoothing: ε in [0, 1], as for :func:`cross_entropy`.
+        z_loss: Factor of the z-loss, as for :func:`cross_entropy`.
+        logit_softcap: Cap of the logits, as for :func:`cross_entropy`.
+        {avg_factor}
+
+    Returns:
+        The loss: one number per row, shape (...,), for ``"none"``, else a 0-d tensor; float32, or
+        float64 if the input is. The mean over no rows is 0, with a gradient of 0.
+
+    {raises}
+    {raises_index}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> features = torch.tensor([[1.0, 0.5], [-0.5, 2.0]])
+        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
+        >>> F.linear_cross_entropy(features, weight, torch.tensor([0, 1]))
+        tensor(0.5503)
+    """
+    loss, parameters = _cross_entropy_kernel(
+        "linear_cross_entropy", target, ignore_index, label_smoothing, z_loss, logit_softcap
+    )
+    return _ops.linear_cross_entropy(
+        loss,
         input,
+        linear_weight,
+        linear_bias,
         target,
-        (ignore_index, label_smoothing, z_loss, logit_softcap or 0.0),
+        parameters,
         weight=weight,
         reduction=reduction,
         avg_factor=avg_factor,

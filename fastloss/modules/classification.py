@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .. import functional
 from ._base import Loss
@@ -12,6 +13,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "CrammerSingerLoss",
     "CrossEntropyLoss",
+    "LinearCrossEntropyLoss",
     "MultiMarginLoss",
     "NLLLoss",
     "PolyCrossEntropy",
@@ -100,6 +102,54 @@ class CrossEntropyLoss(_RowLoss):
             z_loss=z_loss,
             logit_softcap=logit_softcap,
             buffers={"weight": weight},
+        )
+
+
+class LinearCrossEntropyLoss(Loss):
+    """A linear layer and its cross-entropy: :func:`fastloss.functional.linear_cross_entropy`.
+
+    The layer is ``self.linear``, as in torch's module of this name.
+    """
+
+    function = staticmethod(functional.linear_cross_entropy)
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        logit_softcap: float | None = None,
+    ) -> None:
+        super().__init__(
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            logit_softcap=logit_softcap,
+            buffers={"weight": weight},
+        )
+        self.linear = nn.Linear(in_features, num_classes, bias, device, dtype)
+
+    def forward(
+        self, input: Tensor, target: Tensor, avg_factor: Tensor | float | None = None
+    ) -> Tensor:
+        """The loss of features (..., in_features) against class indices or probabilities."""
+        return self.function(
+            input,
+            self.linear.weight,
+            target,
+            linear_bias=self.linear.bias,
+            avg_factor=avg_factor,
+            **self.options(),
         )
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "crammer_singer_loss",
     "cross_entropy",
+    "linear_cross_entropy",
     "multi_margin_loss",
     "nll_loss",
     "poly_cross_entropy",
@@ -107,6 +108,38 @@ def cross_entropy(
         loss = loss - label_smoothing * spread.mean(-1)
     loss = labels.only(loss + _z_loss(labels.logits, z_loss))
     return reduce_loss(loss, None, reduction, avg_factor, divisor=labels.weight.sum())
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``cross_entropy(input @ linear_weight.T + linear_bias, target)``."""
+    logits = torch.nn.functional.linear(input, linear_weight, linear_bias)
+    if logits.dim() > 2:  # (..., C): torch's classes would be dimension 1
+        logits = logits.movedim(-1, 1)
+        target = target.movedim(-1, 1) if target.is_floating_point() else target
+    return cross_entropy(
+        logits,
+        target,
+        weight,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        avg_factor=avg_factor,
+    )
 
 
 def _z_loss(logits: Tensor, factor: float) -> Tensor | float:
