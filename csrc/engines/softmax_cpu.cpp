@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "core/vec.h"
+#include "engines/class_tile.h"
 #include "engines/kernels.h"
 #include "engines/softmax_row.h"
 #include "engines/staging.h"
@@ -15,7 +14,7 @@ namespace {
 // exponentials are computed twice, and the logits read again from the L2 cache.
 constexpr int64_t kTile = 4096;
 // Rows worked on together where the classes are strided: lanes are rows then.
-constexpr int64_t kMaxRows = 128;
+constexpr int64_t kMaxRows = 256;
 // Below this, waking a second thread costs more than it saves.
 constexpr int64_t kSmallestChunk = 16384;
 
@@ -34,22 +33,6 @@ template <class T>
 constexpr int64_t padded(int64_t count) {
   return (count + Vec<T>::kLanes - 1) / Vec<T>::kLanes * Vec<T>::kLanes;
 }
-
-// Aligned memory of a chunk.
-template <class T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : memory_(static_cast<T*>(
-            ::operator new(static_cast<std::size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
-  T* get() const { return memory_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> memory_;
-};
 
 // What some rows come down to, and what the formula makes of it; a lane per row.
 template <class T>
@@ -135,22 +118,19 @@ class Engine {
         : engine_(engine),
           in_columns_(in_columns),
           classes_(engine.classes_),
-          pitch_(in_columns ? columns_pitch() : padded<T>(classes_ < kTile ? classes_ : kTile)),
-          tile_size_(in_columns           ? pitch_ * classes_
-                     : pitch_ > kTile / 2 ? pitch_
-                                          : kTile),
-          memory_(tile_size_ * (kProbabilities ? 2 : 1)),
+          columns_(in_columns ? classes_ : 1),
+          share_columns_(in_columns && kProbabilities ? classes_ : 1),
+          pitch_(in_columns ? columns_.pixels() : padded<T>(std::min(classes_, kTile))),
+          rows_per_tile_(std::clamp(kTile / pitch_, int64_t{1}, int64_t{V::kLanes})),
+          memory_(in_columns ? 0 : rows_per_tile_ * pitch_ * (kProbabilities ? 2 : 1)),
           input_is_plain_(is_plain(kSoftmaxInput, engine.arguments_.input)),
           gradient_is_plain_(is_plain(kSoftmaxGradient, engine.arguments_.gradient)),
-          tile_(memory_.get()),
-          shares_(kProbabilities ? tile_ + tile_size_ : nullptr) {}
+          tile_(in_columns ? columns_.row(0) : memory_.get()),
+          shares_(in_columns ? share_columns_.row(0) : tile_ + rows_per_tile_ * pitch_) {}
 
     // Rows that lie evenly: the same stride from each to the next. Returns the sum of their losses.
     double run(int64_t first, const int64_t* offsets, int64_t length) {
-      const int64_t together = in_columns_ ? pitch_
-                               : classes_ > kTile
-                                   ? 1
-                                   : std::min(tile_size_ / pitch_, int64_t{V::kLanes});
+      const int64_t together = in_columns_ ? std::min(pitch_, kMaxRows) : rows_per_tile_;
       double sum = 0.0;
       for (int64_t i = 0; i < length; i += together) {
         rows_.count = std::min(together, length - i);
@@ -158,7 +138,7 @@ class Engine {
           offset_[k] = offsets[k] + i * engine_.row_stride(k);
         read_labels(first + i);
         if (in_columns_) {
-          read_columns();
+          read_columns(first + i);
         } else if (classes_ > kTile) {
           read_wide_row();
         } else {
@@ -167,7 +147,7 @@ class Engine {
         sum += double(evaluate());
         if (kGradient && arguments().gradient) {
           if (in_columns_) {
-            write_columns();
+            write_columns(first + i);
           } else {
             for (int64_t r = 0; r < rows_.count; ++r) write_row(r);
           }
@@ -177,12 +157,6 @@ class Engine {
     }
 
    private:
-    // Rows per tile: as many as keep it in the L1 cache, a vector at least.
-    int64_t columns_pitch() const {
-      const int64_t fitting = 2 * kTile / classes_ / V::kLanes * V::kLanes;
-      return std::clamp(fitting, int64_t{V::kLanes}, kMaxRows);
-    }
-
     const SoftmaxArguments& arguments() const { return engine_.arguments_; }
     const T* parameter() const { return engine_.parameter_; }
     int64_t class_stride(int operand) const { return arguments().class_stride[operand]; }
@@ -236,8 +210,7 @@ class Engine {
     T pick(int64_t row) const {
       if constexpr (kProbabilities) return T(0);
       const auto logit = [&](int64_t label) {
-        const int64_t offset =
-            offset_of(kSoftmaxInput, row) + label * class_stride(kSoftmaxInput);
+        const int64_t offset = offset_of(kSoftmaxInput, row) + label * class_stride(kSoftmaxInput);
         T x;
         if (input_is_plain_) {
           x = static_cast<const T*>(arguments().input.data)[offset];
@@ -330,8 +303,7 @@ class Engine {
         }
       }
       // The next rows are fetched while these are worked on.
-      const int64_t ahead =
-          input_is_plain_ ? engine_.row_stride(kSoftmaxInput) * rows_.count : 0;
+      const int64_t ahead = input_is_plain_ ? engine_.row_stride(kSoftmaxInput) * rows_.count : 0;
       for (int64_t r = 0; r < rows_.count; ++r) {
         Sums sums;
         if (kReadsRow && rows_.counts[r] != T(0)) {
@@ -343,8 +315,8 @@ class Engine {
       }
     }
 
-    // A row wider than a tile, a tile at a time: the sums so far are relative to the largest logit so
-    // far.
+    // A row wider than a tile, a tile at a time: the sums so far are relative to the largest logit
+    // so far.
     void read_wide_row() {
       if (rows_.counts[0] == T(0)) return store_sums(0, {});
       T highest = kNone<T>, shift = Statistic::kShiftIsPicked ? pick(0) : T(0);
@@ -508,10 +480,13 @@ class Engine {
 
     // ---- rows whose classes are strided: lanes are rows, a tile holds [classes, pitch] ----
 
-    void read_columns() {
+    ClassAxis axis(int operand) const { return {operand, class_stride(operand)}; }
+
+    void read_columns(int64_t begin) {
       const int64_t count = rows_.count, all = padded<T>(count);
       if constexpr (kReadsRow) {
-        load_tile(tile_, arguments().input, kSoftmaxInput, T(0));
+        columns_.load(arguments().input, arguments().rows, axis(kSoftmaxInput), begin,
+                      begin + count);
         if (caps()) {
           for (int64_t c = 0; c < classes_; ++c) {
             for (T *x = tile_ + c * pitch_, *end = x + all; x < end; x += V::kLanes)
@@ -520,7 +495,8 @@ class Engine {
         }
       }
       if constexpr (kProbabilities) {
-        load_tile(shares_, arguments().target, kSoftmaxTarget, T(0));
+        share_columns_.load(arguments().target, arguments().rows, axis(kSoftmaxTarget), begin,
+                            begin + count);
         for (int64_t c = 0; c < classes_; ++c) {
           smooth(shares_ + c * pitch_, count, engine_.weights_ ? engine_.weights_ + c : nullptr, 0);
         }
@@ -538,21 +514,14 @@ class Engine {
         }
       }
       for (int64_t r = count; r < all; ++r) picked[r] = rows_.weight[r] = rows_.counts[r] = T(0);
-      for (int64_t r = 0; r < all; r += V::kLanes) add_column(r, V::load(picked + r));
-    }
-
-    void load_tile(T* tile, const Input& from, int operand, T padding) const {
-      const int64_t count = rows_.count, all = padded<T>(count);
-      for (int64_t c = 0; c < classes_; ++c) {
-        T* out = tile + c * pitch_;
-        load_strided(out, 1, from, offset_[operand] + c * class_stride(operand),
-                     engine_.row_stride(operand), count);
-        for (int64_t r = count; r < all; ++r) out[r] = padding;
-      }
+      // The next rows are fetched while these are worked on.
+      const ClassAhead ahead = ClassTile<T>::ahead(arguments().input, arguments().rows,
+                                                   axis(kSoftmaxInput), begin + count);
+      for (int64_t r = 0; r < all; r += V::kLanes) add_column(r, V::load(picked + r), ahead);
     }
 
     // A vector of rows, from its first row on.
-    void add_column(int64_t first, V picked) {
+    void add_column(int64_t first, V picked, const ClassAhead& ahead) {
       T* const x = tile_ + first;
       V shift(0);
       if constexpr (Statistic::kShiftIsPicked) {
@@ -566,6 +535,7 @@ class Engine {
       if constexpr (kReadsRow) {
         const bool keeps = !caps();
         for (int64_t c = 0; c < classes_; ++c) {
+          ahead.ask(c, first);
           const V relative = V::load(x + c * pitch_) - shift;
           const V kept = Statistic::kept(relative, parameter());
           if (keeps) kept.store(x + c * pitch_);
@@ -591,7 +561,7 @@ class Engine {
       return engine_.weights_ ? V(engine_.weights_[c]) : V(1);
     }
 
-    void write_columns() {
+    void write_columns(int64_t begin) {
       const int64_t count = rows_.count, all = padded<T>(count);
       for (int64_t first = 0; first < all; first += V::kLanes) {
         const V to_statistic = V::load(rows_.to_statistic + first),
@@ -615,10 +585,8 @@ class Engine {
       for (int64_t r = 0; r < count; ++r) {
         add_picked(r, [&](int64_t label, T slope) { tile_[label * pitch_ + r] += slope; });
       }
-      for (int64_t c = 0; c < classes_; ++c) {
-        write(offset_[kSoftmaxGradient] + c * class_stride(kSoftmaxGradient),
-              engine_.row_stride(kSoftmaxGradient), tile_ + c * pitch_, count);
-      }
+      columns_.store(arguments().gradient, arguments().rows, axis(kSoftmaxGradient), begin,
+                     begin + count, engine_.streaming_);
     }
 
     // ---- the formula ----
@@ -660,8 +628,9 @@ class Engine {
     Engine& engine_;
     const bool in_columns_;
     const int64_t classes_;
+    ClassTile<T> columns_, share_columns_;  // of rows in columns; else of no use
     const int64_t pitch_;  // between rows of the tile: of classes, or of rows in columns
-    const int64_t tile_size_;
+    const int64_t rows_per_tile_;
     const Scratch<T> memory_;
     const bool input_is_plain_, gradient_is_plain_;
     T* const tile_;    // logits, then what is kept of them, then gradients

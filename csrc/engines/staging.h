@@ -2,6 +2,10 @@
 // How CPU engines see tensors of any dtype and stride: as short runs of float or double in the L1
 // cache.
 #pragma once
+#include <cstddef>
+#include <memory>
+#include <new>
+
 #include "core/access.h"
 #include "core/half.h"
 #include "core/layout.h"
@@ -153,6 +157,23 @@ FASTLOSS_INLINE void for_each_run(const Layout& layout, int64_t begin, int64_t e
     }
   }
 }
+
+// Aligned memory for one task.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : memory_(static_cast<T*>(
+            ::operator new(static_cast<std::size_t>(count) * sizeof(T), kAlignment))) {}
+  T* get() const { return memory_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<T, Free> memory_;
+};
 
 // The smallest position of a label out of range, over all threads.
 struct FirstBadLabel {

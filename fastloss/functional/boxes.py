@@ -625,8 +625,8 @@ def distribution_focal_loss(
 ) -> Tensor:
     """Distribution focal loss (DFL): a box side as a distribution over bins.
 
-    -(i + 1 - y) ln p_i - (y - i) ln p_j, with p the softmax of the bins, y the target, i the integer
-    below it and j = i + 1.
+    -(i + 1 - y) ln p_i - (y - i) ln p_j, with p the softmax of the bins, y the target, i the
+    integer below it and j = i + 1.
 
     Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for Dense Object
     Detection, 2020, arXiv 2006.04388.
