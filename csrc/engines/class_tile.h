@@ -42,7 +42,9 @@ class ClassTile {
   explicit ClassTile(int64_t classes)
       : classes_(classes), pixels_(pixels_for(classes)), memory_(allocate(classes * pixels_)) {}
 
-  // The most pixels a tile holds: a multiple of a cache line.
+  static constexpr int64_t kMostPixels = 512;
+
+  // The most pixels this tile holds: a multiple of a cache line.
   int64_t pixels() const { return pixels_; }
   T* row(int64_t c) { return memory_.get() + c * pixels_; }
   const T* row(int64_t c) const { return memory_.get() + c * pixels_; }
@@ -99,9 +101,9 @@ class ClassTile {
   // prefetches along rows. Tens of thousands of classes get a line each.
   static int64_t pixels_for(int64_t classes) {
     constexpr int64_t kHalfOfL1 = 16 << 10, kHalfOfL2 = 512 << 10, kLine = kAlignment / sizeof(T),
-                      kLongest = 512, kShortest = 64;
+                      kShortest = 64;
     const int64_t in_l1 = kHalfOfL1 / int64_t{sizeof(T)} / classes;
-    if (in_l1 >= kShortest) return std::min(in_l1 / kLine * kLine, kLongest);
+    if (in_l1 >= kShortest) return std::min(in_l1 / kLine * kLine, kMostPixels);
     return classes * kShortest * int64_t{sizeof(T)} <= kHalfOfL2 ? kShortest : kLine;
   }
 
