@@ -14,6 +14,7 @@ struct RankedRegionArguments {
   const void* errors = nullptr;    // [regions, classes, voxels], largest first; −1: does not count
   const int64_t* order = nullptr;  // [regions, classes, voxels], the voxel of each error
   Input labels;                    // [regions, voxels], contiguous
+  int64_t ignored_class = -1;      // whose voxels do not count
   bool present = true;             // classes without a voxel do not count
   bool mean = true;                // over the classes that count, then over the regions
   bool is_double = false;

@@ -19,7 +19,9 @@ Ranked rank(const RankedRegionArguments& arguments, const Label* labels, int64_t
   const int64_t* order = arguments.order + segment * voxels;
   T* steps = arguments.steps ? static_cast<T*>(arguments.steps) + segment * voxels : nullptr;
   double target = 0.0;
-  for (int64_t i = 0; i < voxels; ++i) target += static_cast<int64_t>(labels[i]) == c ? 1.0 : 0.0;
+  if (c != arguments.ignored_class) {
+    for (int64_t i = 0; i < voxels; ++i) target += static_cast<int64_t>(labels[i]) == c ? 1.0 : 0.0;
+  }
   double loss = 0.0, missed = 0.0, wrong = 0.0;
   for (int64_t i = 0; i < voxels; ++i) {
     const T error = errors[i];

@@ -113,6 +113,7 @@ inline std::tuple<Tensor, Tensor, Tensor> ranked_region_forward_kernel(
   arguments.errors = sorted.const_data_ptr();
   arguments.order = order.const_data_ptr<int64_t>();
   arguments.labels = input_of(labels);
+  arguments.ignored_class = ignore_index.value_or(-1);
   arguments.present = present;
   arguments.mean = reduction == "mean";
   arguments.is_double = result.scalar_type() == at::kDouble;
