@@ -23,8 +23,9 @@ class Voxels {
   // Reads voxels [begin, end) of a sample. False where a label is out of range.
   bool load(int64_t sample, int64_t begin, int64_t end) {
     const int64_t count = end - begin, whole = ClassTile<T>::padded(count);
-    logits.load(arguments_.input, arguments_.layout, axis(arguments_, kRegionInput, sample), begin,
-                end);
+    const ClassAxis of_logits = axis(arguments_, kRegionInput, sample);
+    logits.load(arguments_.input, arguments_.layout, of_logits, begin, end);
+    next = ClassTile<T>::ahead(arguments_.input, arguments_.layout, of_logits, end);
     bool in_range = true;
     for (int64_t i = 0; i < count; ++i) valid[i] = T(1);
     for (int64_t i = count; i < whole; ++i) label_[i] = T(-1), valid[i] = T(0);
@@ -53,6 +54,7 @@ class Voxels {
   }
 
   ClassTile<T> logits;
+  ClassAhead next;             // the logits of the tile that comes after this one
   alignas(64) T valid[kMost];  // 1, or 0 where the voxel does not count or is padding
 
  private:
@@ -81,20 +83,37 @@ class Voxels {
     return in_range;
   }
 
+  // Labels as numbers: exact wherever they could be in range.
   template <class Label>
   bool read_labels(const Label* labels, int64_t stride, int64_t count, int64_t position) {
-    const auto classes = static_cast<uint64_t>(arguments_.classes);
+    typedef Label Several __attribute__((vector_size(V::kLanes * sizeof(Label))));
     const bool ignores = arguments_.ignore == Ignore::kLabel;
-    const int64_t ignore_index = arguments_.ignore_index;
-    bool in_range = true;
-    for (int64_t i = 0; i < count; ++i) {
-      const auto value = static_cast<int64_t>(labels[i * stride]);
-      const bool ignored = ignores && value == ignore_index;
-      in_range &= ignored || static_cast<uint64_t>(value) < classes;
-      label_[position + i] = ignored ? T(-1) : T(value);
-      valid[position + i] = ignored ? T(0) : T(1);
+    const V ignore_index(T(arguments_.ignore_index)), classes(T(arguments_.classes));
+    auto wrong = V(0) < V(0);
+    for (int64_t i = 0; i < count; i += V::kLanes) {
+      const int64_t here = std::min<int64_t>(V::kLanes, count - i);
+      Several several = {};
+      if (here == V::kLanes && stride == 1) {
+        __builtin_memcpy(&several, labels + i, sizeof(several));
+      } else {
+        for (int64_t j = 0; j < here; ++j) several[j] = labels[(i + j) * stride];
+      }
+      const V value(__builtin_convertvector(several, typename V::Lanes));
+      auto ignored = V(0) < V(0);
+      if (ignores) ignored = value == ignore_index;
+      wrong = wrong | (!ignored & ((value < V(0)) | (value >= classes)));
+      const V label = select(ignored, V(-1), value), counts = select(ignored, V(0), V(1));
+      if (here == V::kLanes) {
+        label.store(label_ + position + i);
+        counts.store(valid + position + i);
+      } else {
+        for (int64_t j = 0; j < here; ++j) {
+          label_[position + i + j] = label[int(j)];
+          valid[position + i + j] = counts[int(j)];
+        }
+      }
     }
-    return in_range;
+    return !any(wrong);
   }
 
   void ignore_dense(int64_t count) {
@@ -157,23 +176,29 @@ class Pass {
     share_ = T(1.0 / double(arguments.classes));
   }
 
-  // Adds the voxels [begin, end) of a sample to the sums in `row`. False where a label is out of
+  // The sums over the voxels [begin, end) of a sample, to `row`. False where a label is out of
   // range.
   bool sum(int64_t sample, int64_t begin, int64_t end, double* row) {
     const int64_t classes = arguments_.classes;
-    std::fill(row, row + region_row(classes), 0.0);
+    // Lane by lane until the end: a slice is short.
+    std::vector<V> sums(classes * kClassSums, V(0));
+    double of_voxels = 0.0, count = 0.0;
     bool in_range = true;
     for (int64_t first = begin; first < end; first += voxels_.logits.pixels()) {
       const int64_t last = std::min(end, first + voxels_.logits.pixels());
       const int64_t whole = ClassTile<T>::padded(last - first);
       in_range = voxels_.load(sample, first, last) && in_range;
-      double& of_voxels = row[classes * kClassSums];
       of_voxels += activate(whole);
-      for (int64_t c = 0; c < classes; ++c) sum_class(c, whole, row + c * kClassSums, of_voxels);
-      V count(0);
-      for (int64_t i = 0; i < whole; i += V::kLanes) count += V::load(voxels_.valid + i);
-      row[classes * kClassSums + 1] += double(count.sum());
+      for (int64_t c = 0; c < classes; ++c) {
+        sum_class(c, whole, sums.data() + c * kClassSums, of_voxels);
+      }
+      V valid(0);
+      for (int64_t i = 0; i < whole; i += V::kLanes) valid += V::load(voxels_.valid + i);
+      count += double(valid.sum());
     }
+    for (int64_t k = 0; k < classes * kClassSums; ++k) row[k] = double(sums[k].sum());
+    row[classes * kClassSums] = of_voxels;
+    row[classes * kClassSums + 1] = count;
     return in_range;
   }
 
@@ -210,7 +235,9 @@ class Pass {
       const int64_t whole = ClassTile<T>::padded(last - first);
       voxels_.load(sample, first, last);
       if constexpr (kSoftmax) weigh(whole);
-      for (int64_t c = 0; c < arguments_.classes; ++c) gradient_of_class(c, whole);
+      for (int64_t c = 0; c < arguments_.classes; ++c) {
+        gradient_of_class(c, whole);
+      }
       write(sample, first, last, streaming);
     }
   }
@@ -244,6 +271,7 @@ class Pass {
     V sum(0);
     ClassTile<T>& out = numbers();
     for (int64_t c = 0; c < classes; ++c) {
+      voxels_.next.ask(c, i);
       const V shifted = V::load(logits.row(c) + i) - largest;
       const V e = exp(shifted);
       e.store(out.row(c) + i);
@@ -281,6 +309,7 @@ class Pass {
     if constexpr (kSoftmax) {
       return V::load(numbers().row(c) + i) * V::load(inverse_ + i);
     } else {
+      voxels_.next.ask(c, i);
       const V x = V::load(voxels_.logits.row(c) + i);
       if constexpr (kActivation == Activation::kSigmoid) {
         return sigmoid(x) * V::load(voxels_.valid + i);
@@ -294,7 +323,7 @@ class Pass {
     return c > 0 || arguments_.include_background || !Voxel::kSkipsBackground;
   }
 
-  void sum_class(int64_t c, int64_t whole, double* sums, double& of_voxels) {
+  void sum_class(int64_t c, int64_t whole, V* sums, double& of_voxels) {
     V intersection(0), prediction(0), targets(0), losses(0);
     const bool squared = arguments_.squared;
     for (int64_t i = 0; i < whole; i += V::kLanes) {
@@ -312,9 +341,9 @@ class Pass {
         }
       }
     }
-    sums[kIntersection] += double(intersection.sum());
-    sums[kPrediction] += double(prediction.sum());
-    sums[kTarget] += double(targets.sum());
+    sums[kIntersection] += intersection;
+    sums[kPrediction] += prediction;
+    sums[kTarget] += targets;
     if constexpr (kOfLogit) of_voxels += double(losses.sum());
   }
 
