@@ -72,19 +72,22 @@ inline int64_t region_slopes(int64_t batch, int64_t classes, bool pools_batch) {
 struct RegionSlices {
   int64_t per_sample;
   int64_t voxels;  // of a slice, but for the last one
+  // The numbers that are summed up: I, P and G of every class, the losses of voxels, and how many
+  // count.
+  int64_t row;
 };
-inline RegionSlices region_slices(int64_t batch, int64_t voxels) {
+enum RegionSum { kIntersection, kPrediction, kTarget, kClassSums };
+inline RegionSlices region_slices(int64_t batch, int64_t voxels, int64_t classes) {
   constexpr int64_t kMost = 2048, kFewestVoxels = 512;
   const int64_t wanted = (batch * voxels + kMost - 1) / kMost;
   const int64_t size = (wanted + kFewestVoxels - 1) / kFewestVoxels * kFewestVoxels;
-  return {(voxels + size - 1) / size, size};
+  return {(voxels + size - 1) / size, size, classes * kClassSums + 2};
 }
 
-// What is summed over a slice: I, P and G of every class, the losses of voxels, and how many count.
-enum RegionSum { kIntersection, kPrediction, kTarget, kClassSums };
-inline int64_t region_row(int64_t classes) { return classes * kClassSums + 2; }
+// The sums of every slice, then those of every sample.
 inline int64_t region_scratch(int64_t batch, int64_t voxels, int64_t classes) {
-  return batch * region_slices(batch, voxels).per_sample * region_row(classes);
+  const RegionSlices slices = region_slices(batch, voxels, classes);
+  return batch * (slices.per_sample + 1) * slices.row;
 }
 
 }  // namespace fastloss

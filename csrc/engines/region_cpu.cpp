@@ -101,7 +101,8 @@ class Voxels {
       const V value(__builtin_convertvector(several, typename V::Lanes));
       auto ignored = V(0) < V(0);
       if (ignores) ignored = value == ignore_index;
-      wrong = wrong | (!ignored & ((value < V(0)) | (value >= classes)));
+      const auto in_range = (value >= V(0)) & (value < classes);
+      wrong = wrong | !(ignored | in_range);
       const V label = select(ignored, V(-1), value), counts = select(ignored, V(0), V(1));
       if (here == V::kLanes) {
         label.store(label_ + position + i);
@@ -431,9 +432,9 @@ void run_tasks(const Execution& execution, int64_t count, const Task& task) {
 // The loss of all regions from the sums of every sample, and its slopes.
 template <class Formula, class T>
 void finish(const RegionArguments& arguments) {
-  const int64_t batch = arguments.batch, classes = arguments.classes, row = region_row(classes),
-                slices = region_slices(batch, arguments.layout.numel).per_sample;
-  double* sums = arguments.scratch;  // [B, row], in place of the first slices
+  const int64_t batch = arguments.batch, classes = arguments.classes;
+  const auto [slices, voxels, row] = region_slices(batch, arguments.layout.numel, classes);
+  double* sums = arguments.scratch + batch * slices * row;  // [B, row]
   double valid_in_all = 0.0, label_weight = 0.0;
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t k = 0; k < row; ++k) {
@@ -523,12 +524,12 @@ template <class T, Activation kActivation, class Voxel, bool kLabels, class Run>
 void for_each_slice(const RegionArguments& arguments, const double* parameters,
                     const Execution& execution, const Run& run) {
   const int64_t voxels = arguments.layout.numel;
-  const RegionSlices slices = region_slices(arguments.batch, voxels);
+  const RegionSlices slices = region_slices(arguments.batch, voxels, arguments.classes);
   run_tasks(execution, arguments.batch * slices.per_sample, [&](int64_t task) {
     const int64_t sample = task / slices.per_sample;
     const int64_t begin = task % slices.per_sample * slices.voxels;
     Pass<T, kActivation, Voxel, kLabels> pass(arguments, parameters);
-    run(pass, task, sample, begin, std::min(voxels, begin + slices.voxels));
+    run(pass, task * slices.row, sample, begin, std::min(voxels, begin + slices.voxels));
   });
 }
 
@@ -539,9 +540,8 @@ struct Kernels {
     bool in_range = true;
     for_each_slice<T, kActivation, Voxel, kLabels>(
         arguments, parameters, execution,
-        [&](auto& pass, int64_t task, int64_t sample, int64_t begin, int64_t end) {
-          double* row = arguments.scratch + task * region_row(arguments.classes);
-          if (!pass.sum(sample, begin, end, row))
+        [&](auto& pass, int64_t row, int64_t sample, int64_t begin, int64_t end) {
+          if (!pass.sum(sample, begin, end, arguments.scratch + row))
             __atomic_store_n(&in_range, false, __ATOMIC_RELAXED);
         });
     return in_range;
@@ -557,7 +557,7 @@ struct Kernels {
         outlives_caches(arguments.batch * classes * arguments.layout.numel * int64_t{sizeof(T)});
     for_each_slice<T, kActivation, Voxel, kLabels>(
         arguments, parameters, execution,
-        [&](auto& pass, int64_t /*task*/, int64_t sample, int64_t begin, int64_t end) {
+        [&](auto& pass, int64_t /*row*/, int64_t sample, int64_t begin, int64_t end) {
           const int64_t region = arguments.pools_batch ? 0 : sample;
           std::vector<T> by_intersection(classes), by_prediction(classes);
           for (int64_t c = 0; c < classes; ++c) {
@@ -627,7 +627,7 @@ void errors_typed(const RegionArguments& arguments, const Execution& execution) 
   bool in_range = true;
   for_each_slice<T, Activation::kSoftmax, NoVoxelLoss, true>(
       arguments, nullptr, execution,
-      [&](auto& pass, int64_t /*task*/, int64_t sample, int64_t begin, int64_t end) {
+      [&](auto& pass, int64_t /*row*/, int64_t sample, int64_t begin, int64_t end) {
         if (!pass.errors(sample, begin, end)) __atomic_store_n(&in_range, false, __ATOMIC_RELAXED);
       });
   if (!in_range) throw LabelOutOfRange{};

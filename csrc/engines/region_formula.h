@@ -49,7 +49,8 @@ template <class Formula>
 FASTLOSS_INLINE double region_scale(const RegionArguments& arguments) {
   const double factor = region_factor<Formula>(arguments.parameters);
   if (arguments.reduction != RegionReduction::kMean) return factor;
-  return factor / double(regions_of(arguments) * counted_classes<Formula>(arguments));
+  const int64_t regions = arguments.pools_batch ? 1 : arguments.batch;
+  return factor / double(regions * counted_classes<Formula>(arguments));
 }
 
 FASTLOSS_INLINE double class_weight_of(const RegionArguments& arguments, int64_t c) {
