@@ -65,7 +65,7 @@ def by_instruction_set(
 
 def is_rounded_otherwise(case: Case, key: str, what: str) -> bool:
     """Whether bits may differ: fused multiply-adds, or lanes added up in another order."""
-    if case.family.engine in ("pointwise", "softmax"):
+    if case.family.engine in ("pointwise", "softmax", "region", "ranked_region"):
         return True  # compiled with contraction, where the instruction set has it
     if case.family.engine == "box_crowd":
         return True  # of what the neighbours do to a box

@@ -484,8 +484,8 @@ def lovasz_softmax_loss(
     The errors of a class, 1 - p where it is and p where it is not, are sorted; each counts by how
     much the Jaccard loss grows when its voxel is taken for wrong after all that are worse.
 
-    The Lovász-Softmax loss: A tractable surrogate for the optimization of the intersection-over-union
-    measure in neural networks, 2017, arXiv 1705.08790.
+    The Lovász-Softmax loss: A tractable surrogate for the optimization of the
+    intersection-over-union measure in neural networks, 2017, arXiv 1705.08790.
 
     Args:
         {voxel_input}

@@ -376,9 +376,7 @@ def lovasz_softmax_loss(
     # What is ignored comes last, behind errors of 0.
     order = torch.where(valid, errors, -1.0).detach()
     order = order.sort(dim=-1, descending=True, stable=True).indices
-    errors, valid, foreground = (
-        tensor.gather(-1, order) for tensor in (errors, valid, foreground)
-    )
+    errors, valid, foreground = (tensor.gather(-1, order) for tensor in (errors, valid, foreground))
     count = foreground.sum(-1, keepdim=True)
     still_right = (count - foreground.cumsum(-1)).to(errors.dtype)
     union = (count + (valid & ~foreground).cumsum(-1)).to(errors.dtype)
