@@ -102,6 +102,7 @@ _CIOU, _SIOU, _GIOU = "complete_box_iou_loss", "scylla_box_iou_loss", "generaliz
 _MILLION = 1 << 20
 _DETECTOR = (67200, 80)  # the predictions of 8 images of 640 × 640, 80 classes
 _PICTURES = (4, 1024, 1024)
+_SEGMENTATION = (4, 20, 256, 256)
 
 _WITH_GOALS = (
     _boxes("ciou-8192", "CIoU, 8192", _CIOU, 8192, Goal(eager=25, compiled=8)),
@@ -133,6 +134,20 @@ _WITH_GOALS = (
     ),
     _elements("mse", "MSE, 4 M", "mse_loss", _PICTURES, Goal(eager=2.2, limit=1.5)),
     _elements("huber", "Huber, 4 M", "huber_loss", _PICTURES, Goal(eager=2.2, limit=1.6)),
+    _elements(
+        "dice",
+        "Dice, 4 × 20 × 256²",
+        "dice_loss",
+        _SEGMENTATION,
+        Goal(eager=6, compiled=3, limit=4),
+    ),
+    _elements(
+        "dice-ce",
+        "Dice + cross-entropy, 4 × 20 × 256²",
+        "dice_cross_entropy_loss",
+        _SEGMENTATION,
+        Goal(eager=7, compiled=3),
+    ),
     BenchmarkCase(
         "pairwise-ciou",
         "Pairwise CIoU, 16 × 60 × 8400, forward",
@@ -170,6 +185,8 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "pointwise": (1 << 14, 64),
     "softmax": (1 << 14, 64),
     "linear_cross_entropy": (1 << 12, 1 << 10),
+    "region": (4, 20, 128, 128),
+    "ranked_region": (2, 20, 128, 128),
 }
 
 

@@ -56,6 +56,28 @@ def box_crowd(
     parameters: Numbers,
     reduction: str,
 ) -> Tensor: ...
+def region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: Numbers,
+    activation: str,
+    squared_pred: bool,
+    include_background: bool,
+    batch: bool,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor: ...
+def ranked_region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    present: bool,
+    per_image: bool,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor: ...
 def build_info() -> dict[str, str | bool]: ...
 def kernels() -> dict[str, list[str]]: ...
 def empty_cache() -> None: ...

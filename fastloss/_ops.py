@@ -157,6 +157,52 @@ def box_crowd(
     )
 
 
+def region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: Parameters,
+    *,
+    activation: str | None,
+    squared_pred: bool = False,
+    include_background: bool,
+    batch: bool,
+    weight: Tensor | None = None,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor:
+    """A loss of the classes of samples, a function of sums over their voxels."""
+    call = torch.ops.fastloss.region if torch.compiler.is_compiling() else _C.region
+    return call(
+        loss,
+        input,
+        target,
+        parameters,
+        "none" if activation is None else activation,
+        squared_pred,
+        include_background,
+        batch,
+        weight,
+        ignore_index,
+        reduction,
+    )
+
+
+def ranked_region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    *,
+    present: bool,
+    per_image: bool,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor:
+    """A loss of the classes of samples, of their voxels in the order of their errors."""
+    call = torch.ops.fastloss.ranked_region if torch.compiler.is_compiling() else _C.ranked_region
+    return call(loss, input, target, present, per_image, ignore_index, reduction)
+
+
 def _split(avg_factor: float | Tensor | None) -> tuple[Tensor | None, float | None]:
     """A schema has no "number or tensor": two arguments, one of which is None."""
     if isinstance(avg_factor, Tensor):
@@ -176,9 +222,9 @@ def _twin(loss: str) -> tuple[Callable[..., Tensor], tuple[str, ...], dict[str, 
     function = getattr(reference, name)
     floats, options = [], {}
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.name in _TENSORS_AND_REDUCTION:
+        if parameter.name in _NOT_NUMBERS:
             continue
-        if parameter.name in ("mode", "kind"):
+        if parameter.name in ("mode", "kind", "w_type"):
             options[parameter.name] = option
         else:
             floats.append(parameter.name)
@@ -190,12 +236,14 @@ def parameter_name(loss: str, index: int) -> str:
     return _twin(loss)[1][index]
 
 
-_TENSORS_AND_REDUCTION = frozenset(
+_NOT_NUMBERS = frozenset(
     {
         *("input", "inputs", "target", "targets", "weight", "pos_weight"),
         *("linear_weight", "linear_bias"),
         *("boxes1", "boxes2", "boxes", "target_boxes", "target_index"),
         *("batch_index", "target_batch_index", "reduction", "avg_factor"),
+        *("activation", "squared_pred", "include_background", "batch"),
+        *("classes", "per_image"),
     }
 )
 
@@ -205,7 +253,8 @@ def _call_twin(
 ) -> Tensor:
     function, names, options = _twin(loss)
     given = {name: value for name, value in arguments.items() if value is not None}
-    return function(*tensors, **dict(zip(names, parameters, strict=True)), **options, **given)
+    floats = (name for name in names if name not in arguments)
+    return function(*tensors, **dict(zip(floats, parameters, strict=True)), **options, **given)
 
 
 def _pointwise_reference(
@@ -326,6 +375,53 @@ def _box_crowd_reference(
     )
 
 
+def _region_reference(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: list[float],
+    activation: str,
+    squared_pred: bool,
+    include_background: bool,
+    batch: bool,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor:
+    return _call_twin(
+        loss,
+        (input, target),
+        tuple(parameters),
+        activation=activation,
+        squared_pred=squared_pred or None,  # few functions have it
+        include_background=include_background,
+        batch=batch,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+
+
+def _ranked_region_reference(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    present: bool,
+    per_image: bool,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor:
+    return _call_twin(
+        loss,
+        (input, target),
+        (),
+        classes="present" if present else "all",
+        per_image=per_image,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+
+
 _library = torch.library.Library("fastloss", "IMPL")
 for _engine, _function in {
     "pointwise": _pointwise_reference,
@@ -334,6 +430,8 @@ for _engine, _function in {
     "box_pair": _box_pair_reference,
     "box_matrix": _box_matrix_reference,
     "box_crowd": _box_crowd_reference,
+    "region": _region_reference,
+    "ranked_region": _ranked_region_reference,
 }.items():
     for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
         _library.impl(f"{_engine}_reference", _function, _key)

@@ -63,6 +63,7 @@ class Family:
         element_wise: Whether a number of the unreduced loss depends on one element (or box pair, or
             row of logits) alone.
         reduces: Whether there is a ``reduction`` at all.
+        reductions: The reductions there are.
         ignored: The label of rows that do not count, where there is one.
         rounds_inside: Whether numbers between input and loss are rounded to the input's dtype, as
             matrix products are: in half precision the oracle's float64 is another function then.
@@ -77,6 +78,7 @@ class Family:
     weight_shapes: Callable[[Shape], Sequence[Shape]] = lambda shape: ()
     element_wise: bool = True
     reduces: bool = True
+    reductions: tuple[str, ...] = ("none", "mean", "sum")
     ignored: int | None = None
     rounds_inside: bool = False
 
@@ -127,7 +129,7 @@ class Case:
         """
         if not self.family.reduces:
             return ({},)
-        return tuple({"reduction": name} for name in ("none", "mean", "sum"))
+        return tuple({"reduction": name} for name in self.family.reductions)
 
     @property
     def takes_weight(self) -> bool:
@@ -661,6 +663,114 @@ REGRESSION = Family(
 )
 
 
+# ------------------------------------------------------------------------------------- segmentation
+
+
+def _labelled_voxels(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Logits (B, C, *spatial) and labels; the last class is rare."""
+    classes = shape[1]
+    labels = torch.randint(classes, _row_shape(shape), generator=generator)
+    rare = torch.rand(labels.shape, generator=generator) < 0.9
+    return {
+        "input": _logits(shape, generator),
+        "target": torch.where(rare & (labels == classes - 1), 0, labels),
+    }
+
+
+def _degenerate_voxels() -> dict[str, Tensor]:
+    """Two samples of three classes, one of them absent: every mixture of a few extreme logits; and
+    logits that leave nothing to improve.
+    """
+    logits = torch.tensor((0.0, 2.0**-24, 17.0, -88.0, 1e4, -1e4), dtype=torch.float64)
+    mixed = torch.cartesian_prod(logits, logits, logits)  # [N, 3]
+    labels = torch.arange(len(mixed)) % 2
+    perfect = torch.where(labels[:, None] == torch.arange(3), 1e4, -1e4).double()
+    return {
+        "input": torch.stack((mixed.T, perfect.T)).contiguous(),
+        "target": torch.stack((labels, labels)),
+    }
+
+
+VOXELS = Family(
+    engine="region",
+    build=_labelled_voxels,
+    degenerate=_degenerate_voxels,
+    differentiable=("input",),
+    shape_of=lambda size: (size, 4, 5),
+    integers=("target",),
+    element_wise=False,
+)
+
+
+def _as_volumes(family: Family) -> Family:
+    """The same, where the size is the spatial one."""
+    return replace(family, shape_of=lambda size: (5, 3, size))
+
+
+def _with_ignored(family: Family, label: int) -> Family:
+    """The same with every fifth voxel ignored."""
+
+    def build(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+        tensors = family.build(shape, generator)
+        ignored = torch.rand(tensors["target"].shape, generator=generator) < 0.2
+        return {**tensors, "target": torch.where(ignored, label, tensors["target"])}
+
+    return replace(family, build=build, ignored=label)
+
+
+def _without_background(family: Family) -> Family:
+    """The same, where the weight is one of the classes but the first."""
+
+    def build(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+        tensors = family.build(shape, generator)
+        return {**tensors, "weight": tensors["weight"][1:]}
+
+    def degenerate() -> dict[str, Tensor]:
+        tensors = family.degenerate()
+        return {**tensors, "weight": tensors["weight"][1:]}
+
+    return replace(family, build=build, degenerate=degenerate)
+
+
+def _dense_voxels(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Every class by itself: several at a voxel, or none."""
+    return {"input": _logits(shape, generator), "target": _probabilities(shape, generator)}
+
+
+def _degenerate_dense_voxels() -> dict[str, Tensor]:
+    tensors = _degenerate_voxels()
+    target = tensors["target"][:, None] == torch.arange(3)[:, None]
+    return {"input": tensors["input"], "target": target.double()}
+
+
+DENSE_VOXELS = replace(
+    VOXELS, build=_dense_voxels, degenerate=_degenerate_dense_voxels, integers=()
+)
+
+
+def _probability_voxels(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    return {
+        "input": torch.rand(shape, generator=generator, dtype=torch.float64),
+        "target": _probabilities(shape, generator),
+    }
+
+
+def _degenerate_probability_voxels() -> dict[str, Tensor]:
+    numbers = torch.tensor((0.0, 2.0**-24, 1.0), dtype=torch.float64)
+    mixed = torch.cartesian_prod(numbers, numbers, numbers)
+    target = torch.stack((mixed.T, mixed.flip(0).T, torch.zeros_like(mixed.T)))
+    return {"input": torch.stack((mixed.T, mixed.T, torch.zeros_like(mixed.T))), "target": target}
+
+
+PROBABILITY_VOXELS = replace(
+    DENSE_VOXELS, build=_probability_voxels, degenerate=_degenerate_probability_voxels
+)
+# Regions and voxels together are reduced.
+VOXELS_REDUCED = replace(VOXELS, reductions=("mean", "sum"))
+DENSE_VOXELS_REDUCED = replace(DENSE_VOXELS, reductions=("mean", "sum"))
+RANKED_VOXELS = replace(VOXELS, engine="ranked_region")
+
+
 # ---------------------------------------------------------------------------------------- the table
 
 CASES: tuple[Case, ...] = (
@@ -945,6 +1055,175 @@ CASES: tuple[Case, ...] = (
         "HuberLoss",
         variant="delta",
         options={"delta": 0.3},
+    ),
+    Case("dice_loss", "Dice", VOXELS, "DiceLoss"),
+    Case(
+        "dice_loss",
+        "Dice, squared, multi-label",
+        _as_volumes(DENSE_VOXELS),
+        "DiceLoss",
+        variant="squared",
+        options={"activation": "sigmoid", "squared_pred": True},
+    ),
+    Case(
+        "dice_loss",
+        "Jaccard, weights, over the batch",
+        _with_class_weight(_as_volumes(VOXELS)),
+        "DiceLoss",
+        variant="jaccard",
+        options={"jaccard": True, "batch": True, "squared_pred": True},
+    ),
+    Case(
+        "dice_loss",
+        "Dice without background",
+        _with_ignored(_without_background(_with_class_weight(VOXELS)), 255),
+        "DiceLoss",
+        variant="foreground",
+        options={"include_background": False, "ignore_index": 255, "smooth_nr": 0.0},
+    ),
+    Case(
+        "dice_loss",
+        "Dice of probabilities",
+        PROBABILITY_VOXELS,
+        "DiceLoss",
+        variant="probabilities",
+        options={"activation": None, "smooth_nr": 0.0, "smooth_dr": 0.0},
+    ),
+    Case(
+        "dice_loss",
+        "Dice, one-hot, a class ignored",
+        DENSE_VOXELS,
+        "DiceLoss",
+        variant="dense_ignored",
+        options={"ignore_index": 1},
+    ),
+    Case("tversky_loss", "Tversky", VOXELS, "TverskyLoss", options={"alpha": 0.3, "beta": 0.7}),
+    Case(
+        "tversky_loss",
+        "Tversky, multi-label, over the batch",
+        DENSE_VOXELS,
+        "TverskyLoss",
+        variant="dense",
+        options={"activation": "sigmoid", "batch": True, "ignore_index": -1},
+    ),
+    Case("focal_tversky_loss", "Focal Tversky", VOXELS, "FocalTverskyLoss"),
+    Case(
+        "focal_tversky_loss",
+        "Focal Tversky, γ 2",
+        _with_class_weight(_as_volumes(VOXELS)),
+        "FocalTverskyLoss",
+        variant="gamma",
+        options={"gamma": 2.0, "alpha": 0.6, "beta": 0.2},
+    ),
+    Case(
+        "generalized_dice_loss",
+        "Generalised Dice",
+        VOXELS,
+        "GeneralizedDiceLoss",
+        "generalized_dice_loss/square",
+    ),
+    *(
+        Case(
+            "generalized_dice_loss",
+            f"Generalised Dice, {w_type}",
+            VOXELS,
+            "GeneralizedDiceLoss",
+            f"generalized_dice_loss/{w_type}",
+            w_type,
+            {"w_type": w_type},
+        )
+        for w_type in ("simple", "uniform")
+    ),
+    Case(
+        "generalized_dice_loss",
+        "Generalised Dice, over the batch",
+        _with_ignored(_as_volumes(VOXELS), -100),
+        "GeneralizedDiceLoss",
+        "generalized_dice_loss/square",
+        "batch",
+        {"batch": True, "ignore_index": -100},
+    ),
+    Case(
+        "generalized_dice_loss",
+        "Generalised Dice, multi-label, without background",
+        DENSE_VOXELS,
+        "GeneralizedDiceLoss",
+        "generalized_dice_loss/simple",
+        "dense",
+        {"w_type": "simple", "include_background": False, "activation": "sigmoid"},
+    ),
+    Case(
+        "dice_cross_entropy_loss",
+        "Dice + cross-entropy",
+        VOXELS_REDUCED,
+        "DiceCrossEntropyLoss",
+        "dice_cross_entropy_loss/softmax",
+    ),
+    Case(
+        "dice_cross_entropy_loss",
+        "Dice + cross-entropy, smoothed, weights",
+        _with_ignored(_with_class_weight(_as_volumes(VOXELS_REDUCED)), -100),
+        "DiceCrossEntropyLoss",
+        "dice_cross_entropy_loss/softmax",
+        "smoothing",
+        {
+            "label_smoothing": 0.1,
+            "ignore_index": -100,
+            "include_background": False,
+            "squared_pred": True,
+            "lambda_dice": 0.5,
+            "lambda_ce": 2.0,
+        },
+    ),
+    Case(
+        "dice_cross_entropy_loss",
+        "Dice + cross-entropy, probabilities",
+        _with_class_weight(DENSE_VOXELS_REDUCED),
+        "DiceCrossEntropyLoss",
+        "dice_cross_entropy_loss/softmax",
+        "dense",
+        {"ignore_index": 2, "batch": True},
+    ),
+    Case(
+        "dice_cross_entropy_loss",
+        "Dice + binary cross-entropy",
+        _with_class_weight(DENSE_VOXELS_REDUCED),
+        "DiceCrossEntropyLoss",
+        "dice_cross_entropy_loss/sigmoid",
+        "sigmoid",
+        {"activation": "sigmoid"},
+    ),
+    Case("dice_focal_loss", "Dice + focal", VOXELS_REDUCED, "DiceFocalLoss"),
+    Case(
+        "dice_focal_loss",
+        "Dice + focal, γ 1.5, without background",
+        _with_ignored(_without_background(_with_class_weight(_as_volumes(VOXELS_REDUCED))), 255),
+        "DiceFocalLoss",
+        variant="foreground",
+        options={
+            "gamma": 1.5,
+            "alpha": 0.25,
+            "include_background": False,
+            "ignore_index": 255,
+            "lambda_focal": 3.0,
+        },
+    ),
+    Case(
+        "dice_focal_loss",
+        "Dice + focal, multi-label",
+        DENSE_VOXELS_REDUCED,
+        "DiceFocalLoss",
+        variant="sigmoid",
+        options={"activation": "sigmoid", "squared_pred": True, "batch": True},
+    ),
+    Case("lovasz_softmax_loss", "Lovász-softmax", RANKED_VOXELS, "LovaszSoftmaxLoss"),
+    Case(
+        "lovasz_softmax_loss",
+        "Lovász-softmax, all classes of each image",
+        _with_ignored(_as_volumes(RANKED_VOXELS), 255),
+        "LovaszSoftmaxLoss",
+        variant="images",
+        options={"classes": "all", "per_image": True, "ignore_index": 255},
     ),
 )
 

@@ -26,7 +26,7 @@ from fastloss import _C, functional, modules, reference
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "csrc"
 FUNCTIONS = sorted(functional.__all__)
-TASKS = ("boxes", "classification", "regression")
+TASKS = ("boxes", "classification", "regression", "segmentation")
 
 
 # -------------------------------------------------------------------------------------------- names

@@ -155,7 +155,13 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def large_shape(case: Case) -> int | tuple[int, ...]:
     """More than one dimension wherever the family allows it, not a multiple of any vector width."""
-    return {"box_pair": (3, 23), "pointwise": (3, 5, 7)}.get(case.family.engine, 37)
+    regions = (2, 4, 5, 7)
+    return {
+        "box_pair": (3, 23),
+        "pointwise": (3, 5, 7),
+        "region": regions,
+        "ranked_region": regions,
+    }.get(case.family.engine, 37)
 
 
 def with_layout(
@@ -227,7 +233,7 @@ def test_expanded_operands(case: Case, device: str) -> None:
             assert_close(found, wanted, case.float32, f"gradient of expanded {name}")
 
 
-@each_case(lambda case: case.family.engine == "pointwise")
+@each_case(lambda case: case.family.engine in ("pointwise", "region", "ranked_region"))
 def test_channels_last(case: Case, device: str) -> None:
     shape = (2, 5, 6, 7)
     dense = case.arguments(shape, device=device, requires_grad=True)

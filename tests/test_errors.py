@@ -219,6 +219,28 @@ def test_pairwise_kind() -> None:
         ("sigmoid_focal_loss", "gamma", [-1.0, float("nan")], "at least 0"),
         ("smooth_l1_loss", "beta", [-1.0, float("nan")], "at least 0"),
         ("huber_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
+        ("dice_loss", "smooth_nr", [-1e-5, float("nan")], "at least 0"),
+        ("dice_loss", "smooth_dr", [-1e-5, float("nan")], "at least 0"),
+        ("tversky_loss", "alpha", [-0.1, float("nan")], "at least 0"),
+        ("tversky_loss", "beta", [-0.1, float("nan")], "at least 0"),
+        ("focal_tversky_loss", "alpha", [-0.1, float("nan")], "at least 0"),
+        ("focal_tversky_loss", "gamma", [0.0, -1.0, float("nan")], "above 0"),
+        (
+            "generalized_dice_loss",
+            "w_type",
+            ["cubic", "", None],
+            "'square', 'simple' or 'uniform'",
+        ),
+        ("generalized_dice_loss", "smooth_dr", [-1.0], "at least 0"),
+        ("dice_cross_entropy_loss", "lambda_dice", [-1.0, float("nan")], "at least 0"),
+        ("dice_cross_entropy_loss", "lambda_ce", [-1.0, float("nan")], "at least 0"),
+        ("dice_cross_entropy_loss", "label_smoothing", [-0.1, 1.5, float("nan")], "in [0, 1]"),
+        ("dice_cross_entropy_loss", "activation", [None, "tanh"], "'softmax' or 'sigmoid'"),
+        ("dice_focal_loss", "alpha", [-0.5, 1.5, float("nan")], "in [0, 1] or -1"),
+        ("dice_focal_loss", "gamma", [-1.0, float("nan")], "at least 0"),
+        ("dice_focal_loss", "lambda_dice", [-1.0, float("nan")], "at least 0"),
+        ("dice_focal_loss", "lambda_focal", [-1.0, float("nan")], "at least 0"),
+        ("lovasz_softmax_loss", "classes", ["absent", None], "'present' or 'all'"),
     ],
 )
 def test_option_out_of_range(
@@ -315,6 +337,113 @@ def test_repulsion_takes_a_list_of_boxes() -> None:
         expect(ValueError, case, name, {**case.arguments((6, 4)), name: torch.zeros(2, 3, 4)})
 
 
+# ------------------------------------------------------------------------------------- segmentation
+
+SEGMENTATION = ("region", "ranked_region")
+
+
+@each_function(lambda case: case.family.engine in SEGMENTATION)
+def test_shapes_of_voxels_and_labels(case: Case) -> None:
+    logits, labels = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
+    expect(ValueError, case, "input", {"input": torch.zeros(4), "target": torch.zeros(4)})
+    no_class = {"input": torch.zeros(2, 0, 4), "target": torch.zeros(2, 4, dtype=torch.int64)}
+    expect(ValueError, case, "input", no_class)
+    for shape in ((2, 4), (2, 5, 4), (3, 4, 5), (2, 1, 4, 5), (2, 3, 5, 4), (2, 3, 4, 5, 1)):
+        wrong = torch.zeros(shape, dtype=torch.int64)
+        message = expect(ValueError, case, "target", {"input": logits, "target": wrong})
+        assert shape_text(wrong) in message
+        assert shape_text(logits) in message
+    for dtype in (torch.float32, torch.bool, torch.int8):
+        expect(TypeError, case, "target", {"input": logits, "target": labels.to(dtype)})
+    dense = {"input": logits, "target": torch.zeros(logits.shape, dtype=torch.complex64)}
+    if case.family.engine == "region":
+        expect(TypeError, case, "target", dense)
+    else:
+        expect(ValueError, case, "target", {**dense, "target": torch.zeros(logits.shape)})
+
+
+@each_function(lambda case: case.family.engine in SEGMENTATION)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+def test_label_of_a_voxel_out_of_range(case: Case, dtype: torch.dtype) -> None:
+    logits = torch.zeros(3, 4, 50, 60).to(memory_format=torch.channels_last)
+    labels = torch.zeros(3, 50, 60, dtype=dtype)
+    labels[2, 31, 7] = 4
+    labels[2, 31, 9] = 100
+    message = expect(IndexError, case, "target", {"input": logits, "target": labels})
+    assert "[0, 4)" in message
+    assert "got 4 at position [2, 31, 7]" in message
+    arguments = {"input": logits, "target": labels, "ignore_index": 4}
+    message = expect(IndexError, case, "target", arguments)
+    assert "ignore_index 4" in message
+    assert "got 100 at position [2, 31, 9]" in message
+    if dtype != torch.uint8:
+        labels[1, 49, 59] = -1
+        message = expect(IndexError, case, "target", arguments)
+        assert "got -1 at position [1, 49, 59]" in message
+
+
+@each_function(lambda case: case.family.engine == "region" and not case.kernel.endswith("softmax"))
+def test_unknown_activation(case: Case) -> None:
+    message = expect(ValueError, case, "activation", {**case.arguments(), "activation": "tanh"})
+    assert '"tanh"' in message
+    for choice in ('"softmax"', '"sigmoid"', "None"):
+        assert choice in message
+    expect(TypeError, case, "activation", {**case.arguments(), "activation": 3})
+
+
+WEIGHTED = ("dice_loss", "tversky_loss", "focal_tversky_loss", "dice_focal_loss")
+
+
+@pytest.mark.parametrize("function", [*WEIGHTED, "dice_cross_entropy_loss"])
+def test_weight_of_classes(function: str) -> None:
+    case = ONE_PER_FUNCTION[function]
+    arguments = case.arguments((2, 4, 5))
+    for wrong in ((3,), (5,), (), (1, 4), (2, 4)):
+        message = expect(ValueError, case, "weight", arguments, weight=torch.ones(wrong))
+        assert shape_text(torch.ones(wrong)) in message
+        assert "(4)" in message
+    expect(TypeError, case, "weight", arguments, weight=2.0)
+    expect(TypeError, case, "weight", arguments, weight=torch.ones(4, dtype=torch.complex64))
+    expect(ValueError, case, "weight", arguments, weight=torch.ones(4, device="meta"))
+    arguments["include_background"] = False
+    # The cross-entropy takes in the background, and so does its weight.
+    fits = 4 if function == "dice_cross_entropy_loss" else 3
+    assert case.loss(arguments, weight=torch.ones(fits)).isfinite()
+    message = expect(ValueError, case, "weight", arguments, weight=torch.ones(7 - fits))
+    assert f"({fits})" in message
+
+
+@each_function(lambda case: case.family.engine == "region")
+def test_no_class_beside_the_background(case: Case) -> None:
+    arguments = {"input": torch.zeros(2, 1, 5), "target": torch.zeros(2, 5, dtype=torch.int64)}
+    message = expect(ValueError, case, "input", arguments, include_background=False)
+    assert "[2, 1, 5]" in message
+
+
+@each_function(lambda case: case.family.engine in SEGMENTATION)
+def test_options_of_the_wrong_type(case: Case) -> None:
+    arguments = case.arguments()
+    expect(TypeError, case, "ignore_index", {**arguments, "ignore_index": 1.5})
+    expect(TypeError, case, "ignore_index", {**arguments, "ignore_index": 1 << 70})
+    for argument in ("include_background", "batch", "per_image", "squared_pred"):
+        if argument in inspect.signature(getattr(F, case.function)).parameters:
+            expect(TypeError, case, argument, {**arguments, argument: 1})
+
+
+@pytest.mark.parametrize("function", ["dice_cross_entropy_loss", "dice_focal_loss"])
+def test_regions_and_voxels_are_always_reduced(function: str) -> None:
+    case = ONE_PER_FUNCTION[function]
+    message = expect(ValueError, case, "reduction", case.arguments(), reduction="none")
+    assert '"none"' in message
+
+
+def test_label_smoothing_is_of_the_softmax() -> None:
+    case = ONE_PER_FUNCTION["dice_cross_entropy_loss"]
+    options = {"activation": "sigmoid", "label_smoothing": 0.1}
+    message = expect(ValueError, case, "label_smoothing", {**case.arguments(), **options})
+    assert "sigmoid" in message
+
+
 # ---------------------------------------------------------------------------------------- elsewhere
 
 
@@ -337,7 +466,8 @@ def test_the_operator_checks_as_the_function_does(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "engine", ["pointwise", "softmax", "box_pair", "box_matrix", "box_crowd"]
+    "engine",
+    ["pointwise", "softmax", "region", "ranked_region", "box_pair", "box_matrix", "box_crowd"],
 )
 def test_operators_refuse_unknown_formulas(engine: str) -> None:
     case = next(case for case in CASES if case.family.engine == engine)
@@ -349,6 +479,8 @@ def test_operators_refuse_unknown_formulas(engine: str) -> None:
     rest: tuple[Any, ...] = {
         "pointwise": ([], None, None, "mean", None, None),
         "softmax": ([], None, None, "mean", None, None),
+        "region": ([1e-5], "softmax", False, True, False, None, None, "mean"),
+        "ranked_region": (True, False, None, "mean"),
         "box_pair": ([1e-7], None, None, "mean", None, None),
         "box_matrix": ([1e-7],),
         "box_crowd": (None, None, [0.9, 0.5, 0.5, 0.5], "mean"),

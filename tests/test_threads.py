@@ -26,6 +26,8 @@ def large(case: Case) -> int | tuple[int, ...]:
         "linear_cross_entropy": (3_001, 7),
         "softmax": (30_011, 7) if dims == 2 else (7, 5, 9001),
         "pointwise": (30_011, 7) if dims > 1 else 200_003,
+        "region": (3, 4, 9001),
+        "ranked_region": (3, 4, 2001),
         "box_pair": 40_009,
         "box_matrix": (3, 150, 130),
         "box_crowd": (500, 60),

@@ -7,6 +7,8 @@
 #include "engines/box_pair.h"
 #include "engines/label_total.h"
 #include "engines/pointwise.h"
+#include "engines/ranked_region.h"
+#include "engines/region.h"
 #include "engines/scale.h"
 #include "engines/softmax.h"
 
@@ -21,6 +23,10 @@ struct Backend {
   void (*box_crowd)(const BoxCrowdArguments&, const Execution&);
   void (*softmax)(const SoftmaxArguments&, const Execution&);
   void (*label_total)(const LabelTotalArguments&, const Execution&);
+  void (*region_sums)(const RegionArguments&, const Execution&);
+  void (*region_gradient)(const RegionArguments&, const Execution&);
+  void (*region_errors)(const RegionArguments&, const Execution&);
+  void (*ranked_region)(const RankedRegionArguments&, const Execution&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 
@@ -36,6 +42,9 @@ struct LossInfo {
   // weight is a tensor.
   int ignore_index, smoothing, softcap, class_weight;
   ClassTarget class_target;
+  bool pools_classes;                    // region: one loss for all classes together
+  bool has_voxel_loss;                   // region: adds a loss of voxels
+  bool weighs_background;  // region: that has a class weight for the background, always
 };
 struct LossList {
   const LossInfo* begin;
@@ -43,7 +52,7 @@ struct LossList {
   int find(const char* name) const;  // the index, or -1
 };
 struct Catalogue {
-  LossList pointwise, box_pair, box_matrix, box_crowd, softmax;
+  LossList pointwise, box_pair, box_matrix, box_crowd, softmax, region, ranked_region;
 };
 const Catalogue& catalogue();
 

@@ -12,6 +12,10 @@ void box_matrix(const BoxMatrixArguments& arguments, const Execution& execution)
 void box_crowd(const BoxCrowdArguments& arguments, const Execution& execution);
 void softmax(const SoftmaxArguments& arguments, const Execution& execution);
 void label_total(const LabelTotalArguments& arguments, const Execution& execution);
+void region_sums(const RegionArguments& arguments, const Execution& execution);
+void region_gradient(const RegionArguments& arguments, const Execution& execution);
+void region_errors(const RegionArguments& arguments, const Execution& execution);
+void ranked_region(const RankedRegionArguments& arguments, const Execution& execution);
 void scale(const ScaleArguments& arguments, const Execution& execution);
 
 }  // namespace fastloss::FASTLOSS_TARGET

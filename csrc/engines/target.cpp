@@ -21,6 +21,10 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        box_crowd,
                        softmax,
                        label_total,
+                       region_sums,
+                       region_gradient,
+                       region_errors,
+                       ranked_region,
                        scale};
 
 }  // namespace fastloss::FASTLOSS_TARGET

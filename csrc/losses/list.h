@@ -31,11 +31,27 @@ struct List {
     const char *input = "input", *target = "target";
     if constexpr (requires { Formula::kInputName; }) input = Formula::kInputName;
     if constexpr (requires { Formula::kTargetName; }) target = Formula::kTargetName;
+    bool has_voxel_loss = false, weighs_background = false;
+    if constexpr (requires { typename Formula::Voxel; }) {
+      has_voxel_loss = true;
+      weighs_background = !Formula::Voxel::kSkipsBackground;
+    }
     static_assert(Formula::kParameters <= kMaxParameters);
-    return {Formula::kName, Formula::kParameters, device_parameter,
-            weighted_mean,  class_targets,        input,
-            target,         ignore_index,         smoothing,
-            softcap,        class_weight,         class_target};
+    return {Formula::kName,
+            Formula::kParameters,
+            device_parameter,
+            weighted_mean,
+            class_targets,
+            input,
+            target,
+            ignore_index,
+            smoothing,
+            softcap,
+            class_weight,
+            class_target,
+            requires { Formula::class_weight(0.0); },
+            has_voxel_loss,
+            weighs_background};
   }
   static constexpr LossInfo kInfo[kSize] = {info<Formulas>()...};
 

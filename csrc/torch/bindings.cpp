@@ -78,6 +78,23 @@ std::pair<OptionalTensor, OptionalNumber> avg_factor(std::string_view loss, py::
   return {std::nullopt, number(loss, "avg_factor", object)};
 }
 
+bool boolean(std::string_view loss, const char* argument, py::handle object) {
+  TORCH_CHECK_TYPE(PyBool_Check(object.ptr()), public_name(loss), ": ", argument,
+                   " must be a bool, got ", type_name(object));
+  return object.ptr() == Py_True;
+}
+
+std::optional<int64_t> optional_integer(std::string_view loss, const char* argument,
+                                        py::handle object) {
+  if (object.is_none()) return std::nullopt;
+  const long long value = PyLong_Check(object.ptr()) ? PyLong_AsLongLong(object.ptr()) : -1;
+  const bool failed = PyErr_Occurred() != nullptr;
+  if (failed) PyErr_Clear();
+  TORCH_CHECK_TYPE(PyLong_Check(object.ptr()) && !failed, public_name(loss), ": ", argument,
+                   " must be an int of 64 bits or None, got ", type_name(object));
+  return value;
+}
+
 struct Names {
   const char *first, *second, *extra;
 };
@@ -168,6 +185,36 @@ Tensor box_crowd(std::string_view loss, py::handle boxes, py::handle target_boxe
   return op.call(loss, a, b, i, batch, target_batch, p, r);
 }
 
+Tensor region(std::string_view loss, py::handle input, py::handle target,
+              const py::tuple& parameters, py::handle activation, py::handle squared_pred,
+              py::handle include_background, py::handle batch, py::handle weight,
+              py::handle ignore_index, py::handle reduction) {
+  static const auto op = find_operator<RegionSignature>("fastloss::region");
+  const Tensor x = tensor(loss, "input", input), t = tensor(loss, "target", target);
+  const Numbers p = numbers(loss, parameters);
+  const std::string_view a = string(loss, "activation", activation),
+                         r = string(loss, "reduction", reduction);
+  const bool squared = boolean(loss, "squared_pred", squared_pred),
+             background = boolean(loss, "include_background", include_background),
+             pooled = boolean(loss, "batch", batch);
+  const OptionalTensor w = optional_tensor(loss, "weight", weight);
+  const std::optional<int64_t> ignored = optional_integer(loss, "ignore_index", ignore_index);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, t, p, a, squared, background, pooled, w, ignored, r);
+}
+
+Tensor ranked_region(std::string_view loss, py::handle input, py::handle target, py::handle present,
+                     py::handle per_image, py::handle ignore_index, py::handle reduction) {
+  static const auto op = find_operator<RankedRegionSignature>("fastloss::ranked_region");
+  const Tensor x = tensor(loss, "input", input), t = tensor(loss, "target", target);
+  const bool only_present = boolean(loss, "classes", present),
+             image = boolean(loss, "per_image", per_image);
+  const std::optional<int64_t> ignored = optional_integer(loss, "ignore_index", ignore_index);
+  const std::string_view r = string(loss, "reduction", reduction);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, t, only_present, image, ignored, r);
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = FASTLOSS_TORCH_VERSION;  // the one it was compiled against
@@ -191,6 +238,8 @@ py::dict kernels() {
   add("box_matrix", catalogue().box_matrix);
   add("box_crowd", catalogue().box_crowd);
   add("softmax", catalogue().softmax);
+  add("region", catalogue().region);
+  add("ranked_region", catalogue().ranked_region);
   return result;
 }
 
@@ -204,6 +253,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("box_pair", torch::wrap_pybind_function(box_pair));
   module.def("box_matrix", torch::wrap_pybind_function(box_matrix));
   module.def("box_crowd", torch::wrap_pybind_function(box_crowd));
+  module.def("region", torch::wrap_pybind_function(region));
+  module.def("ranked_region", torch::wrap_pybind_function(ranked_region));
   module.def("build_info", build_info);
   module.def("kernels", kernels);
   module.def("empty_cache", [] { GradientMemory::instance().empty_cache(); });

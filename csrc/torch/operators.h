@@ -60,6 +60,35 @@ using LinearCrossEntropyForwardSignature = std::tuple<Tensor, Tensor, Tensor, Te
 using LabelTotalSignature = Tensor(std::string_view, std::string_view, const Tensor&,
                                    OptionalInteger, bool, c10::SymInt, const OptionalTensor&,
                                    at::ScalarType);
+// loss, input, target, parameters, activation, squared_pred, include_background, batch, weight,
+// ignore_index, reduction
+using RegionSignature = Tensor(std::string_view, const Tensor&, const Tensor&, Parameters,
+                               std::string_view, bool, bool, bool, const OptionalTensor&,
+                               std::optional<int64_t>, std::string_view);
+// → loss, slopes
+using RegionForwardSignature = std::tuple<Tensor, Tensor>(std::string_view, const Tensor&,
+                                                          const Tensor&, Parameters,
+                                                          std::string_view, bool, bool, bool,
+                                                          const OptionalTensor&,
+                                                          std::optional<int64_t>, std::string_view);
+// upstream, slopes, the arguments
+using RegionBackwardSignature = Tensor(const Tensor&, const Tensor&, std::string_view,
+                                       const Tensor&, const Tensor&, Parameters, std::string_view,
+                                       bool, bool, bool, const OptionalTensor&,
+                                       std::optional<int64_t>, std::string_view);
+
+// loss, input, target, present, per_image, ignore_index, reduction
+using RankedRegionSignature = Tensor(std::string_view, const Tensor&, const Tensor&, bool, bool,
+                                     std::optional<int64_t>, std::string_view);
+// the same, needs_gradient → loss, steps, slopes
+using RankedRegionForwardSignature = std::tuple<Tensor, Tensor, Tensor>(std::string_view,
+                                                                        const Tensor&,
+                                                                        const Tensor&, bool, bool,
+                                                                        std::optional<int64_t>,
+                                                                        std::string_view, bool);
+// upstream, steps, slopes, input, per_image, ignores, reduction
+using RankedRegionBackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&,
+                                             const Tensor&, bool, bool, std::string_view);
 
 using ScaleSignature = void(Tensor&, const Tensor&);
 

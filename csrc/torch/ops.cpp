@@ -17,6 +17,8 @@
 #include "torch/linear_cross_entropy.h"
 #include "torch/pointwise.h"
 #include "torch/softmax.h"
+#include "torch/ranked_region.h"
+#include "torch/region.h"
 
 namespace fastloss {
 namespace {
@@ -66,6 +68,13 @@ TORCH_LIBRARY(fastloss, library) {
   const std::string crowd =
       "str loss, Tensor boxes, Tensor target_boxes, Tensor target_index, Tensor? batch_index, "
       "Tensor? target_batch_index, float[] parameters, str reduction";
+  const std::string region =
+      "str loss, Tensor input, Tensor target, float[] parameters, str activation, bool "
+      "squared_pred, bool include_background, bool batch, Tensor? weight, int? ignore_index, str "
+      "reduction";
+  const std::string ranked =
+      "str loss, Tensor input, Tensor target, bool present, bool per_image, int? ignore_index, str "
+      "reduction";
 
   const auto define = [&](const std::string& schema) { library.def(schema.c_str()); };
   define("pointwise(" + pointwise + ") -> Tensor");
@@ -99,6 +108,16 @@ TORCH_LIBRARY(fastloss, library) {
   define("box_crowd_reference(" + crowd + ") -> Tensor");
   define("box_crowd_forward(" + crowd +
          ", Tensor? upstream, bool needs_gradient) -> (Tensor, Tensor)");
+  define("region(" + region + ") -> Tensor");
+  define("region_reference(" + region + ") -> Tensor");
+  define("region_forward(" + region + ") -> (Tensor, Tensor)");
+  define("region_backward(Tensor upstream, Tensor slopes, " + region + ") -> Tensor");
+  define("ranked_region(" + ranked + ") -> Tensor");
+  define("ranked_region_reference(" + ranked + ") -> Tensor");
+  define("ranked_region_forward(" + ranked + ", bool needs_gradient) -> (Tensor, Tensor, Tensor)");
+  define(
+      "ranked_region_backward(Tensor upstream, Tensor steps, Tensor slopes, Tensor input, bool "
+      "per_image, bool ignores, str reduction) -> Tensor");
   define("scale_(Tensor(a!) gradient, Tensor upstream) -> ()");
 
   // The entries only check and choose, so tracing may look through them.
@@ -113,6 +132,9 @@ TORCH_LIBRARY(fastloss, library) {
   library.impl("box_matrix", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(box_matrix_entry));
   library.impl("box_crowd", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(box_crowd_entry));
+  library.impl("region", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(region_entry));
+  library.impl("ranked_region", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(ranked_region_entry));
 
   // Under vmap too they choose, namely the twin: without this, vmap would call them in a loop.
   const auto under_vmap = [&](const char* name, auto entry) {
@@ -124,6 +146,8 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("box_pair", TORCH_FN(loss_entry<BoxPairLoss>));
   under_vmap("box_matrix", TORCH_FN(box_matrix_entry));
   under_vmap("box_crowd", TORCH_FN(box_crowd_entry));
+  under_vmap("region", TORCH_FN(region_entry));
+  under_vmap("ranked_region", TORCH_FN(ranked_region_entry));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));
@@ -138,6 +162,14 @@ TORCH_LIBRARY(fastloss, library) {
   register_kernels("box_matrix_backward", TORCH_FN(box_matrix_backward_kernel),
                    TORCH_FN(box_matrix_backward_meta));
   register_kernels("box_crowd_forward", TORCH_FN(box_crowd_kernel), TORCH_FN(box_crowd_meta));
+  register_kernels("region_forward", TORCH_FN(region_forward_kernel),
+                   TORCH_FN(region_forward_meta));
+  register_kernels("region_backward", TORCH_FN(region_backward_kernel),
+                   TORCH_FN(region_backward_meta));
+  register_kernels("ranked_region_forward", TORCH_FN(ranked_region_forward_kernel),
+                   TORCH_FN(ranked_region_forward_meta));
+  register_kernels("ranked_region_backward", TORCH_FN(ranked_region_backward_kernel),
+                   TORCH_FN(ranked_region_backward_meta));
   register_kernels("scale_", TORCH_FN(scale_kernel), TORCH_FN(scale_meta));
 }
 

@@ -55,6 +55,46 @@ Returns:
 Returns:
     The loss: the shape of the input for ``"none"``, else a 0-d tensor; float32, or float64 if
     input or target is. The mean over no elements is 0, with a gradient of 0.""",
+    "voxel_input": """\
+input: Logits (B, C, *spatial), of any floating dtype and any strides.""",
+    "voxel_target": """\
+target: Either class indices (B, *spatial) of any integer dtype, in [0, C); or the shape of the
+    input, one-hot, multi-hot or soft.""",
+    "activation": """\
+activation: What makes probabilities of the logits: ``"softmax"`` over the classes,
+    ``"sigmoid"``, or None: the input holds probabilities.""",
+    "smooth_nr": """\
+smooth_nr: Added to the numerator, at least 0.""",
+    "smooth_dr": """\
+smooth_dr: Added to the denominator, at least 0.""",
+    "include_background": """\
+include_background: Whether class 0 counts. The softmax is over all classes either way.""",
+    "batch": """\
+batch: Whether the sums run over all samples, so that there is one loss per class, not one per
+    sample and class.""",
+    "region_weight": """\
+weight: Factor of every class that counts, (C,) or without background (C - 1,). The mean still
+    divides by the number of regions.""",
+    "voxel_ignore_index": """\
+ignore_index: A label whose voxels are left out of all sums. Of dense targets, the voxels of
+    that class are left out, or those of no class if there is none of that index; with a
+    single class, the voxels that hold the index.""",
+    "region_reduction": """\
+reduction: ``"none"``, ``"mean"`` or ``"sum"``, over samples and classes.""",
+    "region_returns": """\
+Returns:
+    The loss: shape (B, C), or (C,) with ``batch``, for ``"none"``, one class less without
+    background; else a 0-d tensor; float32, or float64 if input or target is. The mean over
+    nothing is 0, with a gradient of 0.""",
+    "both_returns": """\
+Returns:
+    The loss, a 0-d tensor; float32, or float64 if input or target is. The mean over nothing is
+    0, with a gradient of 0.""",
+    "voxel_raises": """\
+Raises:
+    ValueError: For shapes, devices or options that do not fit.
+    TypeError: For dtypes that do not fit.
+    IndexError: On CPU, for a class index out of range.""",
     "raises": """\
 Raises:
     ValueError: For shapes, devices or options that do not fit.
