@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES, Arguments, Case, find_case
@@ -20,6 +21,7 @@ import fastloss.functional as F
 
 ONE_PER_FUNCTION = {case.function: case for case in reversed(CASES)}
 FUNCTIONS = sorted(ONE_PER_FUNCTION)
+NAN = float("nan")
 
 
 def each_function(select: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
@@ -200,27 +202,35 @@ def test_pairwise_kind() -> None:
         assert f"'{kind}'" in message
 
 
-@pytest.mark.parametrize(
-    ("function", "argument", "values", "expected"),
-    [
-        ("box_iou_loss", "mode", ["cubic", "", None], "'linear', 'square' or 'log'"),
-        ("complete_box_iou_loss", "aspect_threshold", [-0.1, 1.5, float("nan")], "in [0, 1]"),
-        ("efficient_box_iou_loss", "gamma", [-1.0, float("nan")], "at least 0"),
-        ("scylla_box_iou_loss", "theta", [0.0, -2, float("nan")], "above 0"),
-        ("wise_box_iou_loss", "version", [0, 4, "3", None], "1, 2 or 3"),
-        ("wise_box_iou_loss", "alpha", [0.5, float("nan")], "at least 1"),
-        ("wise_box_iou_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
-        ("wise_box_iou_loss", "gamma", [-0.5, float("nan")], "at least 0"),
-        ("normalized_wasserstein_loss", "mode", ["linear", None], "'exp', 'sqrt', 'log' or 'w2'"),
-        ("normalized_wasserstein_loss", "constant", [0.0, -1.0, float("nan")], "above 0"),
-        ("repulsion_loss", "sigma_gt", [1.0, -0.1, float("nan")], "in [0, 1)"),
-        ("repulsion_loss", "sigma_box", [1.0, -0.1, float("nan")], "in [0, 1)"),
-        ("sigmoid_focal_loss", "alpha", [-0.5, 1.5, float("nan")], "in [0, 1] or -1"),
-        ("sigmoid_focal_loss", "gamma", [-1.0, float("nan")], "at least 0"),
-        ("smooth_l1_loss", "beta", [-1.0, float("nan")], "at least 0"),
-        ("huber_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
-    ],
-)
+# function, argument, values that it does not take, what the message says that it takes
+CHOICES: list[tuple[str, str, list[Any], str]] = [
+    ("box_iou_loss", "mode", ["cubic", "", None, ["log"]], "'linear', 'square' or 'log'"),
+    ("wise_box_iou_loss", "version", [0, 4, "3", None], "1, 2 or 3"),
+    (
+        "normalized_wasserstein_loss",
+        "mode",
+        ["linear", None, ["exp"]],
+        "'exp', 'sqrt', 'log' or 'w2'",
+    ),
+]
+RANGES: list[tuple[str, str, list[Any], str]] = [
+    ("complete_box_iou_loss", "aspect_threshold", [-0.1, 1.5, NAN], "in [0, 1]"),
+    ("efficient_box_iou_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("scylla_box_iou_loss", "theta", [0.0, -2, NAN], "above 0"),
+    ("wise_box_iou_loss", "alpha", [0.5, NAN], "at least 1"),
+    ("wise_box_iou_loss", "delta", [0.0, -1.0, NAN], "above 0"),
+    ("wise_box_iou_loss", "gamma", [-0.5, NAN], "at least 0"),
+    ("normalized_wasserstein_loss", "constant", [0.0, -1.0, NAN], "above 0"),
+    ("repulsion_loss", "sigma_gt", [1.0, -0.1, NAN], "in [0, 1)"),
+    ("repulsion_loss", "sigma_box", [1.0, -0.1, NAN], "in [0, 1)"),
+    ("sigmoid_focal_loss", "alpha", [-0.5, 1.5, NAN], "in [0, 1] or -1"),
+    ("sigmoid_focal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("smooth_l1_loss", "beta", [-1.0, NAN], "at least 0"),
+    ("huber_loss", "delta", [0.0, -1.0, NAN], "above 0"),
+]
+
+
+@pytest.mark.parametrize(("function", "argument", "values", "expected"), CHOICES + RANGES)
 def test_option_out_of_range(
     function: str, argument: str, values: list[Any], expected: str
 ) -> None:
@@ -229,6 +239,23 @@ def test_option_out_of_range(
         message = expect(ValueError, case, argument, {**case.arguments(), argument: value})
         assert expected in message
         assert repr(value) in message
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "expected"),
+    [(function, argument, expected) for function, argument, _, expected in RANGES],
+)
+@pytest.mark.parametrize(
+    "value",
+    ["x", None, [1.0], 1j, torch.zeros(2), np.zeros(2)],
+    ids=lambda value: type(value).__name__,
+)
+def test_option_that_is_no_number(
+    function: str, argument: str, expected: str, value: object
+) -> None:
+    case = ONE_PER_FUNCTION[function]
+    message = expect(TypeError, case, argument, {**case.arguments(), argument: value})
+    assert message.endswith(f"must be a number {expected}, got {type(value).__name__}")
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the public functions share: descriptions of common arguments, and the error of options."""
+"""What the public functions share: descriptions of common arguments, and checks of options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["documented", "option_error"]
+__all__ = ["check_number", "documented", "option_error"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -74,6 +74,29 @@ def documented(function: _Function) -> _Function:
     if function.__doc__ is not None:  # python -OO strips docstrings
         function.__doc__ = _PLACEHOLDER.sub(fill, function.__doc__)
     return function
+
+
+# What an option may be asked to be, in the words of the message.
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "at least 0": lambda value: value >= 0,
+    "at least 1": lambda value: value >= 1,
+    "above 0": lambda value: value > 0,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in [0, 1] or -1": lambda value: 0 <= value <= 1 or value == -1,
+}
+
+
+def check_number(function: str, argument: str, value: float, expected: str) -> None:
+    """Raises for an option that is no number (TypeError), or not ``expected`` (ValueError)."""
+    try:
+        fits = bool(_RANGES[expected](value))
+    except (TypeError, ValueError, RuntimeError):  # of a str, of an array, of a tensor
+        raise TypeError(
+            f"{function}: {argument} must be a number {expected}, got {type(value).__name__}"
+        ) from None
+    if not fits:
+        raise option_error(function, argument, expected, value)
 
 
 def option_error(function: str, argument: str, expected: str, value: object) -> ValueError:

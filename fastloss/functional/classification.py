@@ -8,7 +8,7 @@ import math
 from torch import Tensor
 
 from .. import _ops
-from ._shared import documented, option_error
+from ._shared import check_number, documented
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -114,10 +114,8 @@ def sigmoid_focal_loss(
         >>> F.sigmoid_focal_loss(logits, torch.tensor([0, 2]), reduction="sum")
         tensor(0.3006)
     """
-    if not (0 <= alpha <= 1 or alpha == -1):
-        raise option_error("sigmoid_focal_loss", "alpha", "in [0, 1] or -1", alpha)
-    if not gamma >= 0:
-        raise option_error("sigmoid_focal_loss", "gamma", "at least 0", gamma)
+    check_number("sigmoid_focal_loss", "alpha", alpha, "in [0, 1] or -1")
+    check_number("sigmoid_focal_loss", "gamma", gamma, "at least 0")
     return _ops.pointwise(
         "sigmoid_focal_loss",
         inputs,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _ops
-from ._shared import documented, option_error
+from ._shared import check_number, documented
 
 __all__ = ["huber_loss", "l1_loss", "mse_loss", "smooth_l1_loss"]
 
@@ -122,8 +122,7 @@ def smooth_l1_loss(
         >>> F.smooth_l1_loss(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.5, 1.0]))
         tensor(0.8750)
     """
-    if not beta >= 0:
-        raise option_error("smooth_l1_loss", "beta", "at least 0", beta)
+    check_number("smooth_l1_loss", "beta", beta, "at least 0")
     return _ops.pointwise(
         "smooth_l1_loss",
         input,
@@ -170,8 +169,7 @@ def huber_loss(
         >>> F.huber_loss(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.5, 1.0]))
         tensor(0.8750)
     """
-    if not delta > 0:
-        raise option_error("huber_loss", "delta", "above 0", delta)
+    check_number("huber_loss", "delta", delta, "above 0")
     return _ops.pointwise(
         "huber_loss",
         input,
