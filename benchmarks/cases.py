@@ -174,11 +174,11 @@ ENGINE_SHAPES: dict[str, Shape] = {
 
 
 def _others(measured: Sequence[BenchmarkCase]) -> tuple[BenchmarkCase, ...]:
-    """One case for every formula that has none yet; variants of one formula cost the same."""
-    kernels = {(case.row.family.engine, case.row.kernel_name) for case in measured}
+    """One case for every function and formula that has none yet; variants of one cost the same."""
+    kernels = {(case.row.function, case.row.kernel_name) for case in measured}
     others = []
     for row in CASES:
-        kernel = (row.family.engine, row.kernel_name)
+        kernel = (row.function, row.kernel_name)
         if kernel in kernels:
             continue
         kernels.add(kernel)

@@ -117,7 +117,7 @@ def test_shapes_that_differ(case: Case) -> None:
         arguments[name] = torch.zeros(shape)
         if name == case.prediction:
             continue
-        message = expect(ValueError, case, name, arguments)
+        message = expect(ValueError, case, name, arguments, reduction="none")
         assert shape_text(arguments[name]) in message
 
 
@@ -227,6 +227,15 @@ RANGES: list[tuple[str, str, list[Any], str]] = [
     ("sigmoid_focal_loss", "gamma", [-1.0, NAN], "at least 0"),
     ("smooth_l1_loss", "beta", [-1.0, NAN], "at least 0"),
     ("huber_loss", "delta", [0.0, -1.0, NAN], "above 0"),
+    ("rmse_loss", "eps", [-1e-3, NAN], "at least 0"),
+    ("hinge_loss", "margin", [-1.0, NAN], "at least 0"),
+    ("quality_focal_loss", "beta", [-1.0, NAN], "at least 0"),
+    ("varifocal_loss", "alpha", [-1.0, NAN], "at least 0"),
+    ("varifocal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("asymmetric_loss", "gamma_neg", [-1.0, NAN], "at least 0"),
+    ("asymmetric_loss", "gamma_pos", [-1.0, NAN], "at least 0"),
+    ("asymmetric_loss", "clip", [-0.1, 1.0, NAN], "in [0, 1)"),
+    ("non_saturating_discriminator_loss", "label_smoothing", [-0.1, 1.1, NAN], "in [0, 1]"),
 ]
 
 
@@ -256,6 +265,60 @@ def test_option_that_is_no_number(
     case = ONE_PER_FUNCTION[function]
     message = expect(TypeError, case, argument, {**case.arguments(), argument: value})
     assert message.endswith(f"must be a number {expected}, got {type(value).__name__}")
+
+
+@pytest.mark.parametrize("id", ["lsgan_discriminator_loss", "lsgan_generator_loss"])
+def test_parameter_without_a_range_that_is_no_number(id: str) -> None:
+    case = find_case(id)
+    for name in {"a", "b", "c"}.intersection(inspect.signature(getattr(F, id)).parameters):
+        message = expect(TypeError, case, name, {**case.arguments(), name: "x"})
+        assert message.endswith("must be a number, got str")
+
+
+def test_quantiles() -> None:
+    case = find_case("quantile_loss-several")
+    arguments = case.arguments((5, 3))
+    for wrong in (-0.1, 1.5, NAN, (0.1, 0.5, 1.5), [0.1, NAN, 0.9]):
+        message = expect(ValueError, case, "quantiles", {**arguments, "quantiles": wrong})
+        assert "in [0, 1]" in message
+    for wrong in ((0.1, 0.5), [], torch.zeros(2), torch.zeros(5, 3)):
+        message = expect(ValueError, case, "quantiles", {**arguments, "quantiles": wrong})
+        assert "(5, 3)" in message
+    for wrong in ("x", None, 1j, (0.1, "x", 0.2), torch.zeros(3, dtype=torch.complex64)):
+        expect(TypeError, case, "quantiles", {**arguments, "quantiles": wrong})
+    expect(ValueError, case, "quantiles", {**arguments, "quantiles": torch.zeros(3, device="meta")})
+    for wrong in (torch.zeros(3), torch.zeros(5, 2), torch.zeros(5, 1)):
+        expect(ValueError, case, "target", {**arguments, "target": wrong})
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_probability_out_of_range(reduction: str) -> None:
+    case = find_case("binary_cross_entropy")
+    for size in ((2, 4), (300, 40)):
+        for value in (1.5, -0.25, float("inf")):
+            for layout in (lambda x: x, lambda x: x.t().contiguous().t(), lambda x: x.half()):
+                arguments = case.arguments(size)
+                arguments["input"][1, 2] = value
+                arguments["input"][1, 3] = -7
+                arguments["input"] = layout(arguments["input"])
+                message = expect(ValueError, case, "input", arguments, reduction=reduction)
+                assert f"in [0, 1], got {value:g} at position {size[1] + 2}" in message
+
+
+def test_fake_scores_are_floating_and_shaped_as_the_real_ones() -> None:
+    for case in CASES:
+        if "real" in case.arguments():
+            arguments = case.arguments(4)
+            expect(TypeError, case, "fake", {**arguments, "fake": arguments["fake"].long()})
+            other = {**arguments, "fake": torch.zeros(3)}
+            assert case.loss(other).isfinite()
+            message = expect(ValueError, case, "fake", other, reduction="none")
+            assert "[4]" in message
+            assert "[3]" in message
+            for name in ("real", "fake"):
+                expect(TypeError, case, name, {**other, name: other[name].long()})
+            expect(ValueError, case, "fake", {**other, "fake": torch.zeros(3, device="meta")})
+            expect(ValueError, case, "reduction", other, reduction="batchmean")
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -363,9 +426,7 @@ def test_the_operator_checks_as_the_function_does(case: Case) -> None:
         compiled(arguments[name])
 
 
-@pytest.mark.parametrize(
-    "engine", ["pointwise", "softmax", "box_pair", "box_matrix", "box_crowd"]
-)
+@pytest.mark.parametrize("engine", ["pointwise", "softmax", "box_pair", "box_matrix", "box_crowd"])
 def test_operators_refuse_unknown_formulas(engine: str) -> None:
     case = next(case for case in CASES if case.family.engine == engine)
     tensors = [
@@ -421,9 +482,7 @@ def test_label_out_of_range(loss: str, dtype: torch.dtype, reduction: str) -> No
         function(torch.zeros(3, 5, 2), target, reduction=reduction)
     if dtype != torch.uint8:
         with pytest.raises(IndexError, match=r"got -1 at position \[2\]"):
-            function(
-                torch.zeros(3, 5), torch.tensor([0, 4, -1], dtype=dtype), reduction=reduction
-            )
+            function(torch.zeros(3, 5), torch.tensor([0, 4, -1], dtype=dtype), reduction=reduction)
 
 
 @pytest.mark.parametrize("loss", ROW_LOSSES)

@@ -19,6 +19,8 @@ boxes1: Boxes (..., 4), usually the predictions: x1, y1, x2, y2 in any unit, of 
 boxes2: Boxes of the same shape, usually the ground truth. The dtype may be another one.""",
     "input": """\
 input: Predictions, any shape, any floating dtype, any strides.""",
+    "element_logits": """\
+input: Logits x, any shape, any floating dtype, any strides.""",
     "target": """\
 target: Targets of the same shape. The dtype may be another one.""",
     "logits": """\
@@ -35,6 +37,15 @@ Returns:
     float32, or float64 if the input is. The mean over no rows is 0, with a gradient of 0.""",
     "raises_index": """\
     IndexError: On CPU, for a label outside [0, C). On CUDA that is a device-side assertion.""",
+    "real": """\
+real: The discriminator's scores (logits) of real samples, any shape, any floating dtype, any
+    strides.""",
+    "fake": """\
+fake: The discriminator's scores (logits) of fake samples, any shape, any floating dtype, any
+    strides.""",
+    "pair_reduction": """\
+reduction: ``"mean"`` and ``"sum"`` reduce each side by itself and add the two; ``"none"``
+    adds them element by element, for which the shapes must be the same.""",
     "reduction": """\
 reduction: ``"none"``, ``"mean"`` or ``"sum"``.""",
     "eps": """\
@@ -44,6 +55,11 @@ eps: Added to denominators. Degenerate boxes have a finite loss and gradient whi
 weight: Factor of every box pair, shape ``boxes1.shape[:-1]``. The mean divides by its sum.""",
     "element_weight": """\
 weight: Factor of every element, the shape of the input. The mean divides by its sum.""",
+    "broadcast_weight": """\
+weight: Factor of every element, broadcastable to the input. The mean divides by its sum.""",
+    "uncounted_weight": """\
+weight: Factor of every element, broadcastable to the input. The mean still divides by the
+    number of elements, as torch's does.""",
     "avg_factor": """\
 avg_factor: Number or 0-d tensor that ``"mean"`` divides the sum by, in place of what it
     would count. It is never read by the host.""",
@@ -55,6 +71,14 @@ Returns:
 Returns:
     The loss: the shape of the input for ``"none"``, else a 0-d tensor; float32, or float64 if
     input or target is. The mean over no elements is 0, with a gradient of 0.""",
+    "pair_returns": """\
+Returns:
+    The loss: the shape of the scores for ``"none"``, else a 0-d tensor; float32, or float64 if
+    one side is. The mean over no scores is 0, with a gradient of 0.""",
+    "fake_returns": """\
+Returns:
+    The loss: the shape of the scores for ``"none"``, else a 0-d tensor; float32, or float64 for
+    such scores. The mean over no scores is 0, with a gradient of 0.""",
     "raises": """\
 Raises:
     ValueError: For shapes, devices or options that do not fit.
