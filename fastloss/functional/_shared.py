@@ -103,6 +103,7 @@ def documented(function: _Function) -> _Function:
 # What an option may be asked to be, in the words of the message.
 _RANGES: dict[str, Callable[[float], bool]] = {
     "at least 0": lambda value: value >= 0,
+    "at least -1": lambda value: value >= -1,
     "at least 1": lambda value: value >= 1,
     "above 0": lambda value: value > 0,
     "in [0, 1]": lambda value: 0 <= value <= 1,

@@ -8,20 +8,21 @@ from torch import Tensor
 
 from .patching import Function
 
-__all__ = ["REDUCTIONS", "are_plain", "autocasts", "scripted_as"]
+__all__ = ["PLAIN", "REDUCTIONS", "are_plain", "autocasts", "scripted_as"]
 
 REDUCTIONS = frozenset({"none", "mean", "sum"})
 _FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-_PLAIN = (Tensor, torch.nn.Parameter)
+# Exactly these: a subclass may mean something else by any of its operations.
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def are_plain(first: Tensor, second: Tensor) -> bool:
     """Whether these are two floating tensors of one shape and device, and nothing more."""
     return (
         not torch.jit.is_tracing()
+        and type(first) in PLAIN
+        and type(second) in PLAIN
         and (torch.compiler.is_compiling() or not _under_transform(first, second))
-        and type(first) in _PLAIN
-        and type(second) in _PLAIN
         and first.dtype in _FLOATING
         and second.dtype in _FLOATING
         and first.layout == torch.strided

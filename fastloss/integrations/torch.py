@@ -6,13 +6,14 @@ kernels do not take run torch's own code: shapes that differ and broadcast, targ
 integers (but labels), a mean over nothing, the deprecated ``size_average`` and ``reduce``, weights
 that have a gradient, tensor subclasses, sparse and nested tensors, devices without kernels,
 ``torch.jit.script`` and ``torch.jit.trace``. What differs from torch: half-precision losses are
-computed in float32 and rounded once, at the end; and under ``torch.compile`` a bad label or
-probability is an error with fastloss's words.
+computed in float32 and rounded once, at the end; and under ``torch.compile`` a label or probability
+out of range is an error in fastloss's words.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from fastloss import _C, functional
 
-from ._adapters import REDUCTIONS, are_plain, autocasts, scripted_as
+from ._adapters import PLAIN, REDUCTIONS, are_plain, autocasts, scripted_as
 from .patching import Framework, Function, Replacement
 
 _HAS_CUDA = bool(_C.build_info()["cuda"])
@@ -186,7 +187,83 @@ def _binary_cross_entropy(original: Function) -> Function:
     return _in_place_of(original, stand_in)
 
 
-# ------------------------------------------------------------------------------- what the calls share
+def _cross_entropy(original: Function) -> Function:
+    def stand_in(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        fits = (
+            size_average is None
+            and reduce is None
+            and (_are_rows(input, target, ignore_index) or _are_shares(input, target, ignore_index))
+            and _fit(input, input, reduction, promotes=False)
+            and _is_class_weight(weight, input)
+            and _is_number(label_smoothing)
+            and 0 <= label_smoothing <= 1
+        )
+        arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
+        loss = _unless_refused(functional.cross_entropy, fits, *arguments)
+        if loss is not None and reduction == "mean" and not target.is_floating_point():
+            loss = _unless_nothing_counts(loss, target, weight, ignore_index)
+        if loss is not None:
+            return _as_torchs(loss, input, input)
+        return _call(
+            original,
+            (input, target, weight),
+            weight=weight,
+            size_average=size_average,
+            ignore_index=ignore_index,
+            reduce=reduce,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+
+    return _in_place_of(original, stand_in)
+
+
+def _nll_loss(original: Function) -> Function:
+    def stand_in(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        fits = (
+            size_average is None
+            and reduce is None
+            and _are_rows(input, target, ignore_index)
+            and _fit(input, input, reduction, promotes=False)
+            and _is_class_weight(weight, input)
+        )
+        arguments = (input, target, weight, ignore_index, reduction)
+        loss = _unless_refused(functional.nll_loss, fits, *arguments)
+        if loss is not None and reduction == "mean":
+            loss = _unless_nothing_counts(loss, target, weight, ignore_index)
+        if loss is not None:
+            return _as_torchs(loss, input, input)
+        return _call(
+            original,
+            (input, target, weight),
+            weight=weight,
+            size_average=size_average,
+            ignore_index=ignore_index,
+            reduce=reduce,
+            reduction=reduction,
+        )
+
+    return _in_place_of(original, stand_in)
+
+
+# ------------------------------------------------------------------------------ what the calls share
 
 
 def _fit(input: Tensor, target: Tensor, reduction: str, *, promotes: bool) -> bool:
@@ -217,7 +294,7 @@ def _is_factor(weight: Tensor | None, input: Tensor) -> bool:
     if weight is None:
         return True
     return (
-        type(weight) is Tensor
+        type(weight) in PLAIN
         and not weight.requires_grad
         and (
             weight.dtype == input.dtype
@@ -231,6 +308,54 @@ def _is_factor(weight: Tensor | None, input: Tensor) -> bool:
             for size, full in zip(reversed(weight.shape), reversed(input.shape), strict=False)
         )
     )
+
+
+def _are_rows(input: Tensor, target: Tensor, ignore_index: int) -> bool:
+    """Whether these are rows of logits (N, C), (C,) or (N, C, d1, ...) and their labels."""
+    return (
+        type(input) in PLAIN
+        and type(target) is Tensor
+        and target.dtype in (torch.int64, torch.uint8)
+        and not input.is_nested
+        and input.dim() > 0
+        and input.numel() > 0
+        and target.shape == (input.shape[:1] + input.shape[2:] if input.dim() > 1 else ())
+        and target.device == input.device
+        and isinstance(ignore_index, int)
+    )
+
+
+def _are_shares(input: Tensor, target: Tensor, ignore_index: int) -> bool:
+    """Whether these are rows of logits, and probabilities of the same shape without a gradient."""
+    return (
+        are_plain(input, target)
+        and input.dtype == target.dtype
+        and not target.requires_grad
+        and input.dim() > 0
+        and isinstance(ignore_index, int)
+        and ignore_index < 0  # torch has an error for others
+    )
+
+
+def _is_class_weight(weight: Tensor | None, input: Tensor) -> bool:
+    """Whether a weight is a number per class, in a dtype torch takes."""
+    classes = input.shape[1 if input.dim() > 1 else 0]
+    return weight is None or (weight.shape == (classes,) and _is_factor(weight, input))
+
+
+def _unless_nothing_counts(
+    loss: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> Tensor | None:
+    """The mean over labels, which for torch is NaN where all are ignored or of no weight.
+
+    None: a loss of 0 on a CPU is so rare that torch may say what it is. Elsewhere nobody waits.
+    """
+    if loss.is_cpu and not torch.compiler.is_compiling():
+        return loss if loss != 0 else None
+    counts = target != ignore_index
+    if weight is not None:
+        counts = torch.where(counts, weight[torch.where(counts, target, 0).long()], 0.0)
+    return torch.where(counts.any(), loss, torch.nan)
 
 
 def _is_number(value: object) -> bool:
@@ -262,7 +387,7 @@ def _is_invalid(loss: Tensor) -> bool:
 
 
 def _call(original: Function, tensors: tuple[Tensor | None, ...], **options: object) -> Tensor:
-    """torch's own function, as if nothing stood in for it."""
+    """Calls torch's own function, as if nothing stood in for it."""
     input, target, *_ = tensors
     if not torch.compiler.is_compiling() and has_torch_function(tensors):
         # The original would hand on what now has its name: the stand-in, which no table knows.
@@ -275,15 +400,15 @@ def _in_place_of(original: Function, stand_in: Function) -> Function:
     parameters = list(inspect.signature(original).parameters)
     if parameters != list(inspect.signature(stand_in).parameters):
         raise ImportError(
-            f"torch {torch.__version__}: {original.__name__} takes {parameters}, which fastloss does "
-            "not know; nothing was patched"
+            f"torch {torch.__version__}: {original.__name__} takes {parameters}, which fastloss "
+            "does not know; nothing was patched"
         )
     return scripted_as(original, functools.wraps(original)(stand_in))
 
 
 def _import_dynamo() -> None:
-    """``torch.compile`` has a table of torch's functions, made at its import: it must hold these."""
-    import torch._dynamo  # noqa: F401
+    """Has ``torch.compile`` make its table of torch's functions before others have their names."""
+    importlib.import_module("torch._dynamo")
 
 
 TORCH = Framework(
@@ -295,6 +420,8 @@ TORCH = Framework(
     replacements=tuple(
         Replacement("torch.nn.functional", name, wrap)
         for name, wrap in {
+            "cross_entropy": _cross_entropy,
+            "nll_loss": _nll_loss,
             "mse_loss": _squared_or_absolute(functional.mse_loss),
             "l1_loss": _squared_or_absolute(functional.l1_loss),
             "smooth_l1_loss": _smooth_l1_loss,
