@@ -101,7 +101,7 @@ def documented(function: _Function) -> _Function:
 
 
 # What an option may be asked to be, in the words of the message.
-_RANGES: dict[str, Callable[[float], bool]] = {
+_RANGES: dict[str, Callable[[Any], bool]] = {
     "at least 0": lambda value: value >= 0,
     "at least -1": lambda value: value >= -1,
     "at least 1": lambda value: value >= 1,
@@ -112,7 +112,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 }
 
 
-def check_number(function: str, argument: str, value: float, expected: str) -> None:
+def check_number(function: str, argument: str, value: object, expected: str) -> None:
     """Raises for an option that is no number (TypeError), or not ``expected`` (ValueError)."""
     try:
         fits = bool(_RANGES[expected](value))

@@ -263,7 +263,7 @@ def _nll_loss(original: Function) -> Function:
     return _in_place_of(original, stand_in)
 
 
-# ------------------------------------------------------------------------------ what the calls share
+# ----------------------------------------------------------------------------- what the calls share
 
 
 def _fit(input: Tensor, target: Tensor, reduction: str, *, promotes: bool) -> bool:
@@ -289,25 +289,36 @@ def _fit(input: Tensor, target: Tensor, reduction: str, *, promotes: bool) -> bo
     )
 
 
-def _is_factor(weight: Tensor | None, input: Tensor) -> bool:
-    """Whether a weight is one that changes neither the shape nor the dtype, and has no gradient."""
-    if weight is None:
-        return True
+def _is_constant(weight: Tensor, input: Tensor) -> bool:
+    """Whether a weight lies where the input does, changes no dtype, and has no gradient."""
     return (
         type(weight) in PLAIN
         and not weight.requires_grad
+        and weight.layout == torch.strided
+        and weight.device == input.device
         and (
             weight.dtype == input.dtype
             or (autocasts(input) and weight.dtype.is_floating_point and weight.dtype.itemsize < 8)
         )
-        and weight.layout == torch.strided
-        and weight.device == input.device
+    )
+
+
+def _is_factor(weight: Tensor | None, input: Tensor) -> bool:
+    """Whether a weight is one of every element."""
+    return weight is None or (
+        _is_constant(weight, input)
         and weight.dim() <= input.dim()
         and all(
             size in (1, full)
             for size, full in zip(reversed(weight.shape), reversed(input.shape), strict=False)
         )
     )
+
+
+def _is_class_weight(weight: Tensor | None, input: Tensor) -> bool:
+    """Whether a weight is one of every class."""
+    classes = input.shape[1 if input.dim() > 1 else 0]
+    return weight is None or (_is_constant(weight, input) and weight.shape == (classes,))
 
 
 def _are_rows(input: Tensor, target: Tensor, ignore_index: int) -> bool:
@@ -335,12 +346,6 @@ def _are_shares(input: Tensor, target: Tensor, ignore_index: int) -> bool:
         and isinstance(ignore_index, int)
         and ignore_index < 0  # torch has an error for others
     )
-
-
-def _is_class_weight(weight: Tensor | None, input: Tensor) -> bool:
-    """Whether a weight is a number per class, in a dtype torch takes."""
-    classes = input.shape[1 if input.dim() > 1 else 0]
-    return weight is None or (weight.shape == (classes,) and _is_factor(weight, input))
 
 
 def _unless_nothing_counts(
