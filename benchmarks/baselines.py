@@ -432,8 +432,135 @@ def _lovasz_softmax_loss(input: Tensor, target: Tensor, reduction: str = "mean")
     return _reduce(torch.stack(losses), reduction)
 
 
+def _hinge_loss(
+    input: Tensor,
+    target: Tensor,
+    margin: float = 1.0,
+    squared: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    loss = torch.clamp(margin - target * input, min=0)
+    return _reduce(loss**2 if squared else loss, reduction)
+
+
+def _quality_focal_loss(
+    input: Tensor, target: Tensor, beta: float = 2.0, reduction: str = "mean"
+) -> Tensor:
+    cross_entropy = torch_functional.binary_cross_entropy_with_logits(
+        input, target, reduction="none"
+    )
+    return _reduce(cross_entropy * (target - input.sigmoid()).abs().pow(beta), reduction)
+
+
+def _varifocal_loss(
+    input: Tensor, target: Tensor, alpha: float = 0.75, gamma: float = 2.0, reduction: str = "mean"
+) -> Tensor:
+    distance = (input.sigmoid() - target).abs()
+    positive = (target > 0).float()
+    weight = target * positive + alpha * distance.pow(gamma) * (1 - positive)
+    cross_entropy = torch_functional.binary_cross_entropy_with_logits(
+        input, target, reduction="none"
+    )
+    return _reduce(cross_entropy * weight, reduction)
+
+
+def _asymmetric_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma_neg: float = 4,
+    gamma_pos: float = 1,
+    clip: float = 0.05,
+    detach_focusing: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    positive = torch.sigmoid(input)
+    negative = (1 - positive + clip).clamp(max=1) if clip > 0 else 1 - positive
+    loss = target * torch.log(positive.clamp(min=1e-8))
+    loss = loss + (1 - target) * torch.log(negative.clamp(min=1e-8))
+    with torch.set_grad_enabled(not detach_focusing):
+        p_t = positive * target + negative * (1 - target)
+        focus = torch.pow(1 - p_t, gamma_pos * target + gamma_neg * (1 - target))
+    return _reduce(-loss * focus, reduction)
+
+
+# ------------------------------------------------------------------------------------- regression
+
+
+def _rmse_loss(input: Tensor, target: Tensor, reduction: str = "mean", eps: float = 0.0) -> Tensor:
+    return torch.sqrt(torch_functional.mse_loss(input, target, reduction=reduction) + eps)
+
+
+def _log_cosh_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    error = input - target
+    return _reduce(error + torch_functional.softplus(-2.0 * error) - math.log(2.0), reduction)
+
+
+def _quantile_loss(
+    input: Tensor, target: Tensor, quantiles: float, reduction: str = "mean"
+) -> Tensor:
+    error = target - input
+    return _reduce(torch.max((quantiles - 1) * error, quantiles * error), reduction)
+
+
+# ------------------------------------------------------------------------------------- generation
+
+
+def _lsgan_discriminator_loss(
+    real: Tensor, fake: Tensor, a: float = 0.0, b: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    return 0.5 * (_reduce((real - b) ** 2, reduction) + _reduce((fake - a) ** 2, reduction))
+
+
+def _lsgan_generator_loss(fake: Tensor, c: float = 1.0, reduction: str = "mean") -> Tensor:
+    return 0.5 * _reduce((fake - c) ** 2, reduction)
+
+
+def _wasserstein_discriminator_loss(real: Tensor, fake: Tensor, reduction: str = "mean") -> Tensor:
+    return _reduce(fake, reduction) - _reduce(real, reduction)
+
+
+def _negative_score(fake: Tensor, reduction: str = "mean") -> Tensor:
+    return -_reduce(fake, reduction)
+
+
+def _non_saturating_discriminator_loss(
+    real: Tensor, fake: Tensor, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    cross_entropy = torch_functional.binary_cross_entropy_with_logits
+    of_real = cross_entropy(real, torch.ones_like(real) - label_smoothing, reduction=reduction)
+    return of_real + cross_entropy(fake, torch.zeros_like(fake), reduction=reduction)
+
+
+def _non_saturating_generator_loss(fake: Tensor, reduction: str = "mean") -> Tensor:
+    return torch_functional.binary_cross_entropy_with_logits(
+        fake, torch.ones_like(fake), reduction=reduction
+    )
+
+
+def _hinge_discriminator_loss(real: Tensor, fake: Tensor, reduction: str = "mean") -> Tensor:
+    of_real = _reduce(torch_functional.relu(1 - real), reduction)
+    return of_real + _reduce(torch_functional.relu(1 + fake), reduction)
+
+
 # -------------------------------------------------------------------------------------- the lists
 
+_SAME_FOR_BOTH: dict[str, LossFunction] = {
+    "hinge_loss": _hinge_loss,
+    "quality_focal_loss": _quality_focal_loss,
+    "varifocal_loss": _varifocal_loss,
+    "asymmetric_loss": _asymmetric_loss,
+    "rmse_loss": _rmse_loss,
+    "log_cosh_loss": _log_cosh_loss,
+    "quantile_loss": _quantile_loss,
+    "lsgan_discriminator_loss": _lsgan_discriminator_loss,
+    "lsgan_generator_loss": _lsgan_generator_loss,
+    "wasserstein_discriminator_loss": _wasserstein_discriminator_loss,
+    "wasserstein_generator_loss": _negative_score,
+    "non_saturating_discriminator_loss": _non_saturating_discriminator_loss,
+    "non_saturating_generator_loss": _non_saturating_generator_loss,
+    "hinge_discriminator_loss": _hinge_discriminator_loss,
+    "hinge_generator_loss": _negative_score,
+}
 # Run eagerly, and given to the compiler.
 _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     **{
@@ -443,6 +570,7 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     "scylla_box_iou_loss": (_scylla_box_iou_loss, _scylla_box_iou_loss),
     "pairwise_box_iou": (_pairwise_box_iou, _pairwise_box_iou),
     "sigmoid_focal_loss": (_sigmoid_focal_loss, _sigmoid_focal_loss_without_mask),
+    **{name: (function, function) for name, function in _SAME_FOR_BOTH.items()},
     "dice_loss": (_dice_loss, _dice_loss),
     "tversky_loss": (_tversky_loss, _tversky_loss),
     "generalized_dice_loss": (_generalized_dice_loss, _generalized_dice_loss),
@@ -460,6 +588,7 @@ _MONAI = {
 _TORCHVISION = frozenset(_box_losses(_intersection_by_mask))
 _TORCH = frozenset(
     {
+        "binary_cross_entropy",
         "binary_cross_entropy_with_logits",
         "huber_loss",
         "l1_loss",

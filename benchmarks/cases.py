@@ -188,18 +188,20 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "region": (4, 20, 128, 128),
     "ranked_region": (2, 20, 128, 128),
 }
+SCORES: Shape = (16, 30, 30)  # what a discriminator says of the patches of 16 images
 
 
 def _others(measured: Sequence[BenchmarkCase]) -> tuple[BenchmarkCase, ...]:
-    """One case for every formula that has none yet; variants of one formula cost the same."""
-    kernels = {(case.row.family.engine, case.row.kernel_name) for case in measured}
+    """One case for every function and formula that has none yet; variants of one cost the same."""
+    kernels = {(case.row.function, case.row.kernel_name) for case in measured}
     others = []
     for row in CASES:
-        kernel = (row.family.engine, row.kernel_name)
+        kernel = (row.function, row.kernel_name)
         if kernel in kernels:
             continue
         kernels.add(kernel)
-        shape = ENGINE_SHAPES[row.family.engine]
+        of_scores = "fake" in row.family.differentiable
+        shape = SCORES if of_scores else ENGINE_SHAPES[row.family.engine]
         others.append(
             BenchmarkCase(
                 row.id,

@@ -8,9 +8,9 @@ Numbers = tuple[float, ...]
 def pointwise(
     loss: str,
     input: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     parameters: Numbers,
-    pos_weight: Tensor | None,
+    extra: Tensor | None,
     weight: Tensor | None,
     reduction: str,
     avg_factor: float | Tensor | None,

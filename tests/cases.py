@@ -67,6 +67,7 @@ class Family:
         ignored: The label of rows that do not count, where there is one.
         rounds_inside: Whether numbers between input and loss are rounded to the input's dtype, as
             matrix products are: in half precision the oracle's float64 is another function then.
+        bounded: Whether the prediction must be a probability.
     """
 
     engine: str
@@ -81,6 +82,7 @@ class Family:
     reductions: tuple[str, ...] = ("none", "mean", "sum")
     ignored: int | None = None
     rounds_inside: bool = False
+    bounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -440,6 +442,54 @@ BINARY_WITH_POS_WEIGHT = Family(
     weight_shapes=_broadcastable,
 )
 
+# Targets that are 0 for negatives: there the loss has a step in them.
+BINARY_WITH_FIXED_TARGETS = replace(BINARY, differentiable=("input",))
+
+
+def _binary_with_positive_targets(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    targets = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return {"input": _logits(shape, generator), "target": 0.1 + 0.9 * targets}
+
+
+BINARY_WITH_POSITIVE_TARGETS = replace(BINARY, build=_binary_with_positive_targets)
+
+
+def _predicted_probabilities(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    inside = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return {"input": 0.02 + 0.96 * inside, "target": _probabilities(shape, generator)}
+
+
+def _degenerate_probabilities() -> dict[str, Tensor]:
+    """Certain ones, and those that are so in some dtype."""
+    numbers = torch.tensor(
+        (0.0, 2.0**-45, 2.0**-24, 0.25, 0.5, 1 - 2.0**-8, 1 - 2.0**-24, 1.0), dtype=torch.float64
+    )
+    targets = torch.tensor((0.0, 0.5, 1.0), dtype=torch.float64)
+    both = torch.cartesian_prod(numbers, targets)
+    return {"input": both[:, 0].contiguous(), "target": both[:, 1].contiguous()}
+
+
+PROBABILITIES = replace(
+    BINARY, build=_predicted_probabilities, degenerate=_degenerate_probabilities, bounded=True
+)
+
+
+def _signs(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    signs = 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.float64) - 1
+    return {
+        "input": 2 * torch.randn(shape, generator=generator, dtype=torch.float64),
+        "target": signs,
+    }
+
+
+def _degenerate_signs() -> dict[str, Tensor]:
+    logits = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    both = torch.cartesian_prod(logits, torch.tensor((-1.0, 0.0, 1.0), dtype=torch.float64))
+    return {"input": both[:, 0].contiguous(), "target": both[:, 1].contiguous()}
+
+
+SIGNS = replace(BINARY, build=_signs, degenerate=_degenerate_signs)
+
 DETECTION_LOGITS = Family(
     engine="pointwise",
     build=_dense("inputs", "targets"),
@@ -660,6 +710,66 @@ REGRESSION = Family(
     degenerate=_degenerate_regression,
     differentiable=("input", "target"),
     weight_shapes=lambda shape: [shape],
+)
+
+
+def _forecasts(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Several predictions of each target."""
+    return {
+        "input": 2 * torch.randn(shape, generator=generator, dtype=torch.float64),
+        "target": 2 * torch.randn(shape[:-1], generator=generator, dtype=torch.float64),
+        # The last dimension has a quantile for each place.
+        "quantiles": torch.linspace(0.05, 0.9, shape[-1], dtype=torch.float64),
+    }
+
+
+def _degenerate_forecasts() -> dict[str, Tensor]:
+    pairs = _degenerate_regression()
+    return {
+        "input": pairs["input"].unsqueeze(-1).repeat(1, 2),
+        "target": pairs["target"],
+        "quantiles": torch.tensor((0.0, 0.75), dtype=torch.float64),
+    }
+
+
+FORECASTS = Family(
+    engine="pointwise",
+    build=_forecasts,
+    degenerate=_degenerate_forecasts,
+    differentiable=("input",),
+    shape_of=BINARY.shape_of,
+    weight_shapes=_broadcastable,
+)
+
+
+# --------------------------------------------------------------------------------------- generation
+
+
+def _real_and_fake(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    return {
+        "real": 1 + torch.randn(shape, generator=generator, dtype=torch.float64),
+        "fake": torch.randn(shape, generator=generator, dtype=torch.float64) - 1,
+    }
+
+
+def _degenerate_real_and_fake() -> dict[str, Tensor]:
+    scores = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    both = torch.cartesian_prod(scores, scores)
+    return {"real": both[:, 0].contiguous(), "fake": both[:, 1].contiguous()}
+
+
+REAL_AND_FAKE = Family(
+    engine="pointwise",
+    build=_real_and_fake,
+    degenerate=_degenerate_real_and_fake,
+    differentiable=("real", "fake"),
+)
+
+FAKE = Family(
+    engine="pointwise",
+    build=lambda shape, generator: {"fake": _logits(shape, generator)},
+    degenerate=lambda: {"fake": torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)},
+    differentiable=("fake",),
 )
 
 
@@ -1036,7 +1146,60 @@ CASES: tuple[Case, ...] = (
     ),
     Case("crammer_singer_loss", "Crammer-Singer hinge", _all_count(ROWS), "CrammerSingerLoss"),
     Case("distribution_focal_loss", "DFL", BINS, "DistributionFocalLoss"),
+    Case("binary_cross_entropy", "BCE of probabilities", PROBABILITIES, "BCELoss"),
+    Case("hinge_loss", "Hinge", SIGNS, "HingeLoss"),
+    Case(
+        "hinge_loss",
+        "Hinge squared, margin 0.5",
+        SIGNS,
+        "HingeLoss",
+        variant="squared",
+        options={"margin": 0.5, "squared": True},
+    ),
+    Case("quality_focal_loss", "Quality focal", BINARY, "QualityFocalLoss"),
+    Case(
+        "quality_focal_loss",
+        "Quality focal, β 1.5",
+        BINARY,
+        "QualityFocalLoss",
+        variant="beta",
+        options={"beta": 1.5},
+    ),
+    Case("varifocal_loss", "Varifocal", BINARY_WITH_FIXED_TARGETS, "VarifocalLoss"),
+    Case(
+        "varifocal_loss",
+        "Varifocal, positives",
+        BINARY_WITH_POSITIVE_TARGETS,
+        "VarifocalLoss",
+        variant="positives",
+    ),
+    Case(
+        "varifocal_loss",
+        "Varifocal, α 0.4, γ 1.5",
+        BINARY_WITH_FIXED_TARGETS,
+        "VarifocalLoss",
+        variant="gamma",
+        options={"alpha": 0.4, "gamma": 1.5},
+    ),
+    Case("asymmetric_loss", "Asymmetric", BINARY, "AsymmetricLoss", exact_gradient=False),
+    Case(
+        "asymmetric_loss",
+        "Asymmetric, no constant",
+        BINARY,
+        "AsymmetricLoss",
+        variant="focusing",
+        options={"detach_focusing": False, "gamma_neg": 2.5, "clip": 0.2},
+    ),
+    Case(
+        "asymmetric_loss",
+        "Asymmetric, no clip",
+        BINARY,
+        "AsymmetricLoss",
+        variant="no_clip",
+        options={"detach_focusing": False, "gamma_pos": 0, "clip": 0},
+    ),
     Case("mse_loss", "MSE", REGRESSION, "MSELoss"),
+    Case("rmse_loss", "RMSE", REGRESSION, "RMSELoss", "mse_loss"),
     Case("l1_loss", "L1", REGRESSION, "L1Loss"),
     Case("smooth_l1_loss", "Smooth L1", REGRESSION, "SmoothL1Loss"),
     Case(
@@ -1055,6 +1218,63 @@ CASES: tuple[Case, ...] = (
         "HuberLoss",
         variant="delta",
         options={"delta": 0.3},
+    ),
+    Case("log_cosh_loss", "Log-cosh", REGRESSION, "LogCoshLoss"),
+    Case(
+        "quantile_loss",
+        "Quantile 0.3",
+        REGRESSION,
+        "QuantileLoss",
+        options={"quantiles": 0.3},
+    ),
+    Case("quantile_loss", "Quantiles", FORECASTS, "QuantileLoss", variant="several"),
+    Case("lsgan_discriminator_loss", "LSGAN D", REAL_AND_FAKE, "LSGANDiscriminatorLoss"),
+    Case(
+        "lsgan_discriminator_loss",
+        "LSGAN D, a -1, b 0.9",
+        REAL_AND_FAKE,
+        "LSGANDiscriminatorLoss",
+        variant="targets",
+        options={"a": -1.0, "b": 0.9},
+    ),
+    Case("lsgan_generator_loss", "LSGAN G", FAKE, "LSGANGeneratorLoss"),
+    Case(
+        "lsgan_generator_loss",
+        "LSGAN G, c 0.5",
+        FAKE,
+        "LSGANGeneratorLoss",
+        variant="target",
+        options={"c": 0.5},
+    ),
+    Case(
+        "wasserstein_discriminator_loss",
+        "Wasserstein D",
+        REAL_AND_FAKE,
+        "WassersteinDiscriminatorLoss",
+    ),
+    Case("wasserstein_generator_loss", "Wasserstein G", FAKE, "WassersteinGeneratorLoss"),
+    Case(
+        "non_saturating_discriminator_loss",
+        "Non-saturating D",
+        REAL_AND_FAKE,
+        "NonSaturatingDiscriminatorLoss",
+    ),
+    Case(
+        "non_saturating_discriminator_loss",
+        "Non-saturating D, smoothing 0.1",
+        REAL_AND_FAKE,
+        "NonSaturatingDiscriminatorLoss",
+        variant="label_smoothing",
+        options={"label_smoothing": 0.1},
+    ),
+    Case("non_saturating_generator_loss", "Non-saturating G", FAKE, "NonSaturatingGeneratorLoss"),
+    Case("hinge_discriminator_loss", "Hinge D", REAL_AND_FAKE, "HingeDiscriminatorLoss"),
+    Case(
+        "hinge_generator_loss",
+        "Hinge G",
+        FAKE,
+        "HingeGeneratorLoss",
+        "wasserstein_generator_loss",
     ),
     Case("dice_loss", "Dice", VOXELS, "DiceLoss"),
     Case(

@@ -57,13 +57,13 @@ def test_the_loss_takes_part_in_a_larger_graph(case: Case, device: str) -> None:
     """Producers before it, operations after it, and two uses of one input."""
 
     def composed(function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
-        doubled = {
-            name: 2 * value if name == case.prediction else value
+        halved = {
+            name: value / 2 if name == case.prediction else value
             for name, value in arguments.items()
         }
         options = {"reduction": "mean"} if case.family.reduces else {}
         return (
-            3 * function(doubled, **options).mean() + function(arguments, **options).square().mean()
+            3 * function(halved, **options).mean() + function(arguments, **options).square().mean()
         )
 
     arguments = case.arguments(17, torch.float64, device=device, requires_grad=True)

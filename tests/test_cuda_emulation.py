@@ -148,16 +148,33 @@ print(bool(is_poisoned(end - 1)), bool(is_poisoned(end)))
     assert done.stdout.strip() == "False True", done.stderr
 
 
-def test_label_out_of_range_stops_the_kernel(build: Path) -> None:
+@pytest.mark.parametrize(
+    ("fine", "wrong", "message"),
+    [
+        (
+            "F.sigmoid_focal_loss(torch.zeros(5, 3), torch.tensor([0, 3, -1, 2, 2]))",
+            "F.sigmoid_focal_loss(torch.zeros(5, 3), torch.tensor([0, 3, -1, 4, 2]))",
+            "fastloss: a label is larger than the number of classes",
+        ),
+        (
+            "F.binary_cross_entropy(torch.tensor([0.0, 1.0, torch.nan]), torch.zeros(3))",
+            "F.binary_cross_entropy(torch.tensor([0.0, 1.0, 1.0001]), torch.zeros(3))",
+            "fastloss: an input is out of the range of its loss",
+        ),
+    ],
+)
+def test_numbers_out_of_range_stop_the_kernel(
+    build: Path, fine: str, wrong: str, message: str
+) -> None:
     """A kernel cannot raise an exception: it stops the process, and says why."""
-    program = """
+    program = f"""
 import emulated, torch
 import fastloss.functional as F
-F.sigmoid_focal_loss(torch.zeros(5, 3), torch.tensor([0, 3, -1, 2, 2]))
-print("labels in range are fine", flush=True)
-F.sigmoid_focal_loss(torch.zeros(5, 3), torch.tensor([0, 3, -1, 4, 2]))
+{fine}
+print("numbers in range are fine", flush=True)
+{wrong}
 """
     done = run_python(build, ["-c", program])
-    assert done.stdout.strip() == "labels in range are fine", done.stderr
+    assert done.stdout.strip() == "numbers in range are fine", done.stderr
     assert done.returncode == -signal.SIGABRT, done.stderr
-    assert "fastloss: a label is larger than the number of classes" in done.stderr
+    assert message in done.stderr

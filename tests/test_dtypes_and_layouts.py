@@ -46,7 +46,7 @@ def measured(case: Case) -> list[str]:
     return [
         name
         for name, tensor in floating(case.arguments(1))
-        if tensor.dim() > 0 and name not in {"pos_weight", "weight", "alpha"}
+        if tensor.dim() > 0 and name not in {"pos_weight", "weight", "alpha", "quantiles"}
     ]
 
 
@@ -79,7 +79,9 @@ def test_integer_dtype(case: Case, dtype: torch.dtype, device: str) -> None:
 DENSE_INTEGER_TARGETS = {"target", "targets"}
 
 
-@each_case(lambda case: case.family.engine == "pointwise" and not case.family.integers)
+@each_case(
+    lambda case: not DENSE_INTEGER_TARGETS.isdisjoint(case.arguments()) and not case.family.integers
+)
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, *INTEGER_DTYPES])
 def test_dense_targets_may_be_integers(case: Case, dtype: torch.dtype, device: str) -> None:
     arguments = case.arguments(33, device=device, requires_grad=[case.prediction])

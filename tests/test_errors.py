@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES, Arguments, Case, find_case
@@ -20,6 +21,7 @@ import fastloss.functional as F
 
 ONE_PER_FUNCTION = {case.function: case for case in reversed(CASES)}
 FUNCTIONS = sorted(ONE_PER_FUNCTION)
+NAN = float("nan")
 
 
 def each_function(select: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
@@ -115,7 +117,7 @@ def test_shapes_that_differ(case: Case) -> None:
         arguments[name] = torch.zeros(shape)
         if name == case.prediction:
             continue
-        message = expect(ValueError, case, name, arguments)
+        message = expect(ValueError, case, name, arguments, reduction="none")
         assert shape_text(arguments[name]) in message
 
 
@@ -200,49 +202,72 @@ def test_pairwise_kind() -> None:
         assert f"'{kind}'" in message
 
 
-@pytest.mark.parametrize(
-    ("function", "argument", "values", "expected"),
-    [
-        ("box_iou_loss", "mode", ["cubic", "", None], "'linear', 'square' or 'log'"),
-        ("complete_box_iou_loss", "aspect_threshold", [-0.1, 1.5, float("nan")], "in [0, 1]"),
-        ("efficient_box_iou_loss", "gamma", [-1.0, float("nan")], "at least 0"),
-        ("scylla_box_iou_loss", "theta", [0.0, -2, float("nan")], "above 0"),
-        ("wise_box_iou_loss", "version", [0, 4, "3", None], "1, 2 or 3"),
-        ("wise_box_iou_loss", "alpha", [0.5, float("nan")], "at least 1"),
-        ("wise_box_iou_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
-        ("wise_box_iou_loss", "gamma", [-0.5, float("nan")], "at least 0"),
-        ("normalized_wasserstein_loss", "mode", ["linear", None], "'exp', 'sqrt', 'log' or 'w2'"),
-        ("normalized_wasserstein_loss", "constant", [0.0, -1.0, float("nan")], "above 0"),
-        ("repulsion_loss", "sigma_gt", [1.0, -0.1, float("nan")], "in [0, 1)"),
-        ("repulsion_loss", "sigma_box", [1.0, -0.1, float("nan")], "in [0, 1)"),
-        ("sigmoid_focal_loss", "alpha", [-0.5, 1.5, float("nan")], "in [0, 1] or -1"),
-        ("sigmoid_focal_loss", "gamma", [-1.0, float("nan")], "at least 0"),
-        ("smooth_l1_loss", "beta", [-1.0, float("nan")], "at least 0"),
-        ("huber_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
-        ("dice_loss", "smooth_nr", [-1e-5, float("nan")], "at least 0"),
-        ("dice_loss", "smooth_dr", [-1e-5, float("nan")], "at least 0"),
-        ("tversky_loss", "alpha", [-0.1, float("nan")], "at least 0"),
-        ("tversky_loss", "beta", [-0.1, float("nan")], "at least 0"),
-        ("focal_tversky_loss", "alpha", [-0.1, float("nan")], "at least 0"),
-        ("focal_tversky_loss", "gamma", [0.0, -1.0, float("nan")], "above 0"),
-        (
-            "generalized_dice_loss",
-            "w_type",
-            ["cubic", "", None],
-            "'square', 'simple' or 'uniform'",
-        ),
-        ("generalized_dice_loss", "smooth_dr", [-1.0], "at least 0"),
-        ("dice_cross_entropy_loss", "lambda_dice", [-1.0, float("nan")], "at least 0"),
-        ("dice_cross_entropy_loss", "lambda_ce", [-1.0, float("nan")], "at least 0"),
-        ("dice_cross_entropy_loss", "label_smoothing", [-0.1, 1.5, float("nan")], "in [0, 1]"),
-        ("dice_cross_entropy_loss", "activation", [None, "tanh"], "'softmax' or 'sigmoid'"),
-        ("dice_focal_loss", "alpha", [-0.5, 1.5, float("nan")], "in [0, 1] or -1"),
-        ("dice_focal_loss", "gamma", [-1.0, float("nan")], "at least 0"),
-        ("dice_focal_loss", "lambda_dice", [-1.0, float("nan")], "at least 0"),
-        ("dice_focal_loss", "lambda_focal", [-1.0, float("nan")], "at least 0"),
-        ("lovasz_softmax_loss", "classes", ["absent", None], "'present' or 'all'"),
-    ],
-)
+# function, argument, values that it does not take, what the message says that it takes
+CHOICES: list[tuple[str, str, list[Any], str]] = [
+    ("box_iou_loss", "mode", ["cubic", "", None, ["log"]], "'linear', 'square' or 'log'"),
+    ("wise_box_iou_loss", "version", [0, 4, "3", None], "1, 2 or 3"),
+    (
+        "normalized_wasserstein_loss",
+        "mode",
+        ["linear", None, ["exp"]],
+        "'exp', 'sqrt', 'log' or 'w2'",
+    ),
+    (
+        "generalized_dice_loss",
+        "w_type",
+        ["cubic", "", None],
+        "'square', 'simple' or 'uniform'",
+    ),
+    ("dice_cross_entropy_loss", "activation", [None, "tanh"], "'softmax' or 'sigmoid'"),
+    ("lovasz_softmax_loss", "classes", ["absent", None], "'present' or 'all'"),
+]
+RANGES: list[tuple[str, str, list[Any], str]] = [
+    ("complete_box_iou_loss", "aspect_threshold", [-0.1, 1.5, NAN], "in [0, 1]"),
+    ("efficient_box_iou_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("scylla_box_iou_loss", "theta", [0.0, -2, NAN], "above 0"),
+    ("wise_box_iou_loss", "alpha", [0.5, NAN], "at least 1"),
+    ("wise_box_iou_loss", "delta", [0.0, -1.0, NAN], "above 0"),
+    ("wise_box_iou_loss", "gamma", [-0.5, NAN], "at least 0"),
+    ("normalized_wasserstein_loss", "constant", [0.0, -1.0, NAN], "above 0"),
+    ("repulsion_loss", "sigma_gt", [1.0, -0.1, NAN], "in [0, 1)"),
+    ("repulsion_loss", "sigma_box", [1.0, -0.1, NAN], "in [0, 1)"),
+    ("sigmoid_focal_loss", "alpha", [-0.5, 1.5, NAN], "in [0, 1] or -1"),
+    ("sigmoid_focal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("cross_entropy", "label_smoothing", [-0.1, 1.5, NAN], "in [0, 1]"),
+    ("cross_entropy", "z_loss", [-1e-4, NAN], "at least 0"),
+    ("cross_entropy", "logit_softcap", [0.0, -1.0, NAN], "above 0"),
+    ("softmax_focal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("softmax_focal_loss", "alpha", [-0.5, 1.5, NAN], "in [0, 1]"),
+    ("poly_cross_entropy", "epsilon", [-1.5, NAN], "at least -1"),
+    ("smooth_l1_loss", "beta", [-1.0, NAN], "at least 0"),
+    ("huber_loss", "delta", [0.0, -1.0, NAN], "above 0"),
+    ("rmse_loss", "eps", [-1e-3, NAN], "at least 0"),
+    ("hinge_loss", "margin", [-1.0, NAN], "at least 0"),
+    ("quality_focal_loss", "beta", [-1.0, NAN], "at least 0"),
+    ("varifocal_loss", "alpha", [-1.0, NAN], "at least 0"),
+    ("varifocal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("asymmetric_loss", "gamma_neg", [-1.0, NAN], "at least 0"),
+    ("asymmetric_loss", "gamma_pos", [-1.0, NAN], "at least 0"),
+    ("asymmetric_loss", "clip", [-0.1, 1.0, NAN], "in [0, 1)"),
+    ("dice_loss", "smooth_nr", [-1e-5, NAN], "at least 0"),
+    ("dice_loss", "smooth_dr", [-1e-5, NAN], "at least 0"),
+    ("tversky_loss", "alpha", [-0.1, NAN], "at least 0"),
+    ("tversky_loss", "beta", [-0.1, NAN], "at least 0"),
+    ("focal_tversky_loss", "alpha", [-0.1, NAN], "at least 0"),
+    ("focal_tversky_loss", "gamma", [0.0, -1.0, NAN], "above 0"),
+    ("generalized_dice_loss", "smooth_dr", [-1.0], "at least 0"),
+    ("dice_cross_entropy_loss", "lambda_dice", [-1.0, NAN], "at least 0"),
+    ("dice_cross_entropy_loss", "lambda_ce", [-1.0, NAN], "at least 0"),
+    ("dice_cross_entropy_loss", "label_smoothing", [-0.1, 1.5, NAN], "in [0, 1]"),
+    ("dice_focal_loss", "alpha", [-0.5, 1.5, NAN], "in [0, 1] or -1"),
+    ("dice_focal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("dice_focal_loss", "lambda_dice", [-1.0, NAN], "at least 0"),
+    ("dice_focal_loss", "lambda_focal", [-1.0, NAN], "at least 0"),
+    ("non_saturating_discriminator_loss", "label_smoothing", [-0.1, 1.1, NAN], "in [0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("function", "argument", "values", "expected"), CHOICES + RANGES)
 def test_option_out_of_range(
     function: str, argument: str, values: list[Any], expected: str
 ) -> None:
@@ -251,6 +276,80 @@ def test_option_out_of_range(
         message = expect(ValueError, case, argument, {**case.arguments(), argument: value})
         assert expected in message
         assert repr(value) in message
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "expected"),
+    [(function, argument, expected) for function, argument, _, expected in RANGES],
+)
+@pytest.mark.parametrize(
+    "value",
+    ["x", None, [1.0], 1j, torch.zeros(2), np.zeros(2)],
+    ids=lambda value: type(value).__name__,
+)
+def test_option_that_is_no_number(
+    function: str, argument: str, expected: str, value: object
+) -> None:
+    case = ONE_PER_FUNCTION[function]
+    annotation = inspect.signature(getattr(F, function)).parameters[argument].annotation
+    if type(value).__name__.removesuffix("Type") in annotation:
+        return  # a tensor, or none, is as good
+    message = expect(TypeError, case, argument, {**case.arguments(), argument: value})
+    assert message.endswith(f"must be a number {expected}, got {type(value).__name__}")
+
+
+@pytest.mark.parametrize("id", ["lsgan_discriminator_loss", "lsgan_generator_loss"])
+def test_parameter_without_a_range_that_is_no_number(id: str) -> None:
+    case = find_case(id)
+    for name in {"a", "b", "c"}.intersection(inspect.signature(getattr(F, id)).parameters):
+        message = expect(TypeError, case, name, {**case.arguments(), name: "x"})
+        assert message.endswith("must be a number, got str")
+
+
+def test_quantiles() -> None:
+    case = find_case("quantile_loss-several")
+    arguments = case.arguments((5, 3))
+    for wrong in (-0.1, 1.5, NAN, (0.1, 0.5, 1.5), [0.1, NAN, 0.9]):
+        message = expect(ValueError, case, "quantiles", {**arguments, "quantiles": wrong})
+        assert "in [0, 1]" in message
+    for wrong in ((0.1, 0.5), [], torch.zeros(2), torch.zeros(5, 3)):
+        message = expect(ValueError, case, "quantiles", {**arguments, "quantiles": wrong})
+        assert "(5, 3)" in message
+    for wrong in ("x", None, 1j, (0.1, "x", 0.2), torch.zeros(3, dtype=torch.complex64)):
+        expect(TypeError, case, "quantiles", {**arguments, "quantiles": wrong})
+    expect(ValueError, case, "quantiles", {**arguments, "quantiles": torch.zeros(3, device="meta")})
+    for wrong in (torch.zeros(3), torch.zeros(5, 2), torch.zeros(5, 1)):
+        expect(ValueError, case, "target", {**arguments, "target": wrong})
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_probability_out_of_range(reduction: str) -> None:
+    case = find_case("binary_cross_entropy")
+    for size in ((2, 4), (300, 40)):
+        for value in (1.5, -0.25, float("inf")):
+            for layout in (lambda x: x, lambda x: x.t().contiguous().t(), lambda x: x.half()):
+                arguments = case.arguments(size)
+                arguments["input"][1, 2] = value
+                arguments["input"][1, 3] = -7
+                arguments["input"] = layout(arguments["input"])
+                message = expect(ValueError, case, "input", arguments, reduction=reduction)
+                assert f"in [0, 1], got {value:g} at position {size[1] + 2}" in message
+
+
+def test_fake_scores_are_floating_and_shaped_as_the_real_ones() -> None:
+    for case in CASES:
+        if "real" in case.arguments():
+            arguments = case.arguments(4)
+            expect(TypeError, case, "fake", {**arguments, "fake": arguments["fake"].long()})
+            other = {**arguments, "fake": torch.zeros(3)}
+            assert case.loss(other).isfinite()
+            message = expect(ValueError, case, "fake", other, reduction="none")
+            assert "[4]" in message
+            assert "[3]" in message
+            for name in ("real", "fake"):
+                expect(TypeError, case, name, {**other, name: other[name].long()})
+            expect(ValueError, case, "fake", {**other, "fake": torch.zeros(3, device="meta")})
+            expect(ValueError, case, "reduction", other, reduction="batchmean")
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -526,9 +625,7 @@ def test_label_out_of_range(loss: str, dtype: torch.dtype, reduction: str) -> No
         function(torch.zeros(3, 5, 2), target, reduction=reduction)
     if dtype != torch.uint8:
         with pytest.raises(IndexError, match=r"got -1 at position \[2\]"):
-            function(
-                torch.zeros(3, 5), torch.tensor([0, 4, -1], dtype=dtype), reduction=reduction
-            )
+            function(torch.zeros(3, 5), torch.tensor([0, 4, -1], dtype=dtype), reduction=reduction)
 
 
 @pytest.mark.parametrize("loss", ROW_LOSSES)

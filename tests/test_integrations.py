@@ -238,7 +238,7 @@ def test_not_installed(set_aside: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_unknown_framework() -> None:
-    with pytest.raises(ValueError, match=r"one of \['torchvision'\], got 'tensorflow'"):
+    with pytest.raises(ValueError, match=r"one of \['torch', 'torchvision'\], got 'tensorflow'"):
         fastloss.patch("tensorflow")
 
 

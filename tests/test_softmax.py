@@ -51,9 +51,7 @@ def test_rows_of_any_width(classes: int, dtype: torch.dtype, device: str) -> Non
         ("cross_entropy", probabilities, {}),
     ]
     if classes > 1:
-        everything.append(
-            ("distribution_focal_loss", torch.rand(3, device=device) * classes, {})
-        )
+        everything.append(("distribution_focal_loss", torch.rand(3, device=device) * classes, {}))
     for name, target, options in everything:
         loss = getattr(F, name)(logits, target, reduction="sum", **options)
         wide = logits.detach().double().requires_grad_()
@@ -259,9 +257,7 @@ def test_linear_cross_entropy_is_the_two_steps(
         given["weight"] = torch.rand(classes, generator=generator, dtype=torch.float64)
     loss = F.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction, **given)
     logits = torch_functional.linear(x, w, b).view(-1, classes)
-    expected = torch_functional.cross_entropy(
-        logits, target.view(-1), reduction=reduction, **given
-    )
+    expected = torch_functional.cross_entropy(logits, target.view(-1), reduction=reduction, **given)
     expected = expected.view(leading) if reduction == "none" else expected
     torch.testing.assert_close(loss, expected)
     upstream = torch.randn_like(expected)

@@ -95,6 +95,10 @@ struct LabelOutOfRange {
   int64_t largest;
 };
 
+// An input outside the range its loss is defined on, thrown and trapped likewise. Which one it was
+// is looked for by who catches it.
+struct InputOutOfRange {};
+
 // The most float parameters a formula may take, eps included.
 constexpr int kMaxParameters = 8;
 

@@ -34,17 +34,23 @@ struct Backend {
 struct LossInfo {
   const char* name;
   int parameters;
-  int device_parameter_index;  // the parameter that may come from the device, or -1
-  bool weighted_mean;  // a weighted mean divides by Σ weight (else by the number of elements)
-  bool class_targets;  // integer targets may be class indices
-  const char *input_name, *target_name;  // what a pointwise loss calls its arguments
+  int device_parameter_index = -1;  // the parameter that may come from the device, or -1
+  bool weighted_mean =
+      true;  // a weighted mean divides by Σ weight (else by the number of elements)
   // Engine softmax: which parameters are these, or -1. That of the class weight holds NaN where the
   // weight is a tensor.
-  int ignore_index, smoothing, softcap, class_weight;
-  ClassTarget class_target;
-  bool pools_classes;                    // region: one loss for all classes together
-  bool has_voxel_loss;                   // region: adds a loss of voxels
-  bool weighs_background;  // region: that has a class weight for the background, always
+  int ignore_index = -1, smoothing = -1, softcap = -1, class_weight = -1;
+  ClassTarget class_target = ClassTarget::kIndex;
+  // Of pointwise losses:
+  Targets targets = Targets::kNumbers;
+  bool has_range = false;  // whether an input outside [lowest, highest] is an error
+  double lowest = 0, highest = 0;
+  // What the loss calls its arguments.
+  const char *input_name = "input", *target_name = "target", *extra_name = "pos_weight";
+  // Of region losses:
+  bool pools_classes = false;      // one loss for all classes together
+  bool has_voxel_loss = false;     // adds a loss of voxels
+  bool weighs_background = false;  // that has a class weight for the background, always
 };
 struct LossList {
   const LossInfo* begin;

@@ -110,7 +110,7 @@ struct NoVoxelLoss {
 };
 
 // torch's, with class weights and label smoothing. `share` is 1 / classes.
-struct SoftmaxCrossEntropy {
+struct VoxelCrossEntropy {
   static constexpr VoxelKind kKind = VoxelKind::kCrossEntropy;
   static constexpr bool kSkipsBackground = false;
   static constexpr bool kAveragesSpace = false;
@@ -122,7 +122,7 @@ struct SoftmaxCrossEntropy {
 };
 
 // torch's, where the weight of a class is that of its positive part.
-struct BinaryCrossEntropy {
+struct VoxelBinaryCrossEntropy {
   static constexpr VoxelKind kKind = VoxelKind::kLogit;
   static constexpr bool kSkipsBackground = false;
   static constexpr bool kAveragesSpace = false;
@@ -132,7 +132,7 @@ struct BinaryCrossEntropy {
   }
 };
 
-struct FocalLoss {
+struct VoxelFocalLoss {
   static constexpr VoxelKind kKind = VoxelKind::kLogit;
   static constexpr bool kSkipsBackground = true;
   // A sum is one over samples and classes, so that it stays comparable with that of the regions.
@@ -158,14 +158,14 @@ struct DiceAnd {
 };
 
 // lambda_dice, lambda_ce, label_smoothing, smooth_nr, smooth_dr, jaccard
-struct DiceSoftmaxCrossEntropy : DiceAnd<SoftmaxCrossEntropy, 2, 0, 3> {
+struct DiceSoftmaxCrossEntropy : DiceAnd<VoxelCrossEntropy, 2, 0, 3> {
   static constexpr const char* kName = "dice_cross_entropy_loss/softmax";
 };
-struct DiceBinaryCrossEntropy : DiceAnd<BinaryCrossEntropy, 2, 0, 3> {
+struct DiceBinaryCrossEntropy : DiceAnd<VoxelBinaryCrossEntropy, 2, 0, 3> {
   static constexpr const char* kName = "dice_cross_entropy_loss/sigmoid";
 };
 // alpha, gamma (the order of sigmoid_focal_loss), lambda_dice, lambda_focal, smooth_nr, …
-struct DiceFocalLoss : DiceAnd<FocalLoss, 0, 2, 4> {
+struct DiceFocalLoss : DiceAnd<VoxelFocalLoss, 0, 2, 4> {
   static constexpr const char* kName = "dice_focal_loss";
 };
 

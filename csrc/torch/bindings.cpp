@@ -96,14 +96,15 @@ std::optional<int64_t> optional_integer(std::string_view loss, const char* argum
 }
 
 struct Names {
-  const char *first, *second, *extra;
+  const char *first, *second, *extra;  // second: null where the first tensor stands in for it
 };
 
 Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names& names,
                  std::string_view loss, py::handle first, py::handle second,
                  const py::tuple& parameters, py::handle extra, py::handle weight,
                  py::handle reduction, py::handle avg) {
-  const Tensor a = tensor(loss, names.first, first), b = tensor(loss, names.second, second);
+  const Tensor a = tensor(loss, names.first, first),
+               b = names.second ? tensor(loss, names.second, second) : a.detach();
   const OptionalTensor c = optional_tensor(loss, names.extra, extra),
                        w = optional_tensor(loss, "weight", weight);
   const Numbers p = numbers(loss, parameters);
@@ -114,14 +115,16 @@ Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names&
 }
 
 Tensor pointwise(std::string_view loss, py::handle input, py::handle target,
-                 const py::tuple& parameters, py::handle pos_weight, py::handle weight,
+                 const py::tuple& parameters, py::handle extra, py::handle weight,
                  py::handle reduction, py::handle avg_factor) {
   static const auto op = find_operator<LossSignature>("fastloss::pointwise");
   const LossList& losses = catalogue().pointwise;
-  const int index = losses.find(std::string(loss).c_str());
-  const Names names{index < 0 ? "input" : losses.begin[index].input_name,
-                    index < 0 ? "target" : losses.begin[index].target_name, "pos_weight"};
-  return call_loss(op, names, loss, input, target, parameters, pos_weight, weight, reduction,
+  const int index = losses.find(formula_name(loss).c_str());
+  TORCH_CHECK_VALUE(index >= 0, "fastloss: no kernel is named \"", loss, "\"");
+  const LossInfo& info = losses.begin[index];
+  const Names names{info.input_name, info.targets == Targets::kNone ? nullptr : info.target_name,
+                    info.extra_name};
+  return call_loss(op, names, loss, input, target, parameters, extra, weight, reduction,
                    avg_factor);
 }
 

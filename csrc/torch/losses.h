@@ -20,7 +20,7 @@ struct Options {
   std::string loss;      // the formula
   std::string function;  // what messages call it
   c10::SmallVector<double, kMaxParameters> parameters;
-  OptionalTensor extra;  // pointwise: pos_weight; box_pair: the parameter that lives on the device
+  OptionalTensor extra;  // pointwise: pos_weight, quantiles; box_pair: what lives on the device
   OptionalTensor weight;
   std::string reduction;
   OptionalTensor avg_factor;

@@ -16,9 +16,9 @@
 #include "torch/box_pair.h"
 #include "torch/linear_cross_entropy.h"
 #include "torch/pointwise.h"
-#include "torch/softmax.h"
 #include "torch/ranked_region.h"
 #include "torch/region.h"
+#include "torch/softmax.h"
 
 namespace fastloss {
 namespace {

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _ops
-from ._shared import documented, option_error
+from ._shared import check_number, documented, option_error
 
 __all__ = [
     "dice_cross_entropy_loss",
@@ -21,8 +21,7 @@ __all__ = [
 
 def _check_at_least_0(function: str, **options: float) -> None:
     for argument, value in options.items():
-        if not value >= 0:
-            raise option_error(function, argument, "at least 0", value)
+        check_number(function, argument, value, "at least 0")
 
 
 @documented
@@ -43,8 +42,8 @@ def dice_loss(
 ) -> Tensor:
     """Dice loss: 1 - (2 I + smooth_nr) / (P + G + smooth_dr) of every sample and class.
 
-    With p the activated logits and g the targets, I = Σ p g, P = Σ p and G = Σ g over space. MONAI's
-    values. A region in which nothing is predicted and nothing is there costs nothing.
+    With p the activated logits and g the targets, I = Σ p g, P = Σ p and G = Σ g over space.
+    MONAI's values. A region in which nothing is predicted and nothing is there costs nothing.
 
     V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation, 2016,
     arXiv 1606.04797.
@@ -213,8 +212,7 @@ def focal_tversky_loss(
     _check_at_least_0(
         "focal_tversky_loss", alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr
     )
-    if not gamma > 0:
-        raise option_error("focal_tversky_loss", "gamma", "above 0", gamma)
+    check_number("focal_tversky_loss", "gamma", gamma, "above 0")
     return _ops.region(
         "focal_tversky_loss",
         input,
@@ -364,8 +362,7 @@ def dice_cross_entropy_loss(
     )
     if activation not in ("softmax", "sigmoid"):
         raise option_error(name, "activation", "'softmax' or 'sigmoid'", activation)
-    if not 0 <= label_smoothing <= 1:
-        raise option_error(name, "label_smoothing", "in [0, 1]", label_smoothing)
+    check_number(name, "label_smoothing", label_smoothing, "in [0, 1]")
     if label_smoothing and activation == "sigmoid":
         raise option_error(name, "label_smoothing", "0 with activation='sigmoid'", label_smoothing)
     return _ops.region(
@@ -452,8 +449,7 @@ def dice_focal_loss(
         smooth_nr=smooth_nr,
         smooth_dr=smooth_dr,
     )
-    if not (0 <= alpha <= 1 or alpha == -1):
-        raise option_error(name, "alpha", "in [0, 1] or -1", alpha)
+    check_number(name, "alpha", alpha, "in [0, 1] or -1")
     return _ops.region(
         name,
         input,

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from .patching import FrameworkStatus, Patch
+from .torch import TORCH
 from .torchvision import TORCHVISION
 
 __all__ = ["FrameworkStatus", "Patch", "patch"]
 
-_FRAMEWORKS = {framework.name: framework for framework in (TORCHVISION,)}
+_FRAMEWORKS = {framework.name: framework for framework in (TORCH, TORCHVISION)}
 
 
 class _Patcher:

@@ -48,12 +48,17 @@ class Framework:
         newest: The newest version tested. Others than these are refused: a drop-in that was never
             compared with what it replaces is none.
         replacements: What is replaced, all of it or nothing.
+        within: Names are exchanged in this module and in those below it: the package, unless it is
+            known that it holds a function elsewhere to compare it with.
+        before: Called before anything is exchanged.
     """
 
     name: str
     oldest: tuple[int, int]
     newest: tuple[int, int]
     replacements: tuple[Replacement, ...]
+    within: str = ""
+    before: Callable[[], None] = lambda: None
 
     @property
     def supported(self) -> str:
@@ -143,7 +148,7 @@ def _begin(framework: Framework) -> None:
         if exchange is None:
             # Whatever can fail fails here, before anything is touched.
             exchange = _Exchange(_prepare(framework))
-            _swap(framework.name, exchange.pairs)
+            _swap(framework, exchange.pairs)
             _exchanges[framework.name] = exchange
         exchange.patches += 1
 
@@ -154,7 +159,7 @@ def _end(framework: Framework) -> None:
         exchange.patches -= 1
         if exchange.patches == 0:
             # Looked up anew: modules imported meanwhile have the stand-ins.
-            _swap(framework.name, [(new, old) for old, new in exchange.pairs])
+            _swap(framework, [(new, old) for old, new in exchange.pairs])
             del _exchanges[framework.name]
 
 
@@ -170,6 +175,7 @@ def _prepare(framework: Framework) -> list[tuple[Function, Function]]:
             f"{framework.name} {version} is installed, but fastloss was tested with "
             f"{framework.supported} only and patches no other"
         )
+    framework.before()
     return [(old, item.wrap(old)) for item in framework.replacements for old in [_find(item)]]
 
 
@@ -184,14 +190,15 @@ def _find(replacement: Replacement) -> Function:
         ) from error
 
 
-def _swap(package: str, pairs: Iterable[tuple[Function, Function]]) -> None:
-    """Exchanges functions under every name that a module of the package has for them.
+def _swap(framework: Framework, pairs: Iterable[tuple[Function, Function]]) -> None:
+    """Exchanges functions under every name that a module of the framework has for them.
 
     Not by a list of modules: ``from .ops import f`` can stand anywhere, and under another name.
     """
     new_by_id = {id(old): new for old, new in pairs}
+    within = framework.within or framework.name
     for name, module in list(sys.modules.items()):
-        if module is None or name.partition(".")[0] != package:
+        if module is None or not f"{name}.".startswith(f"{within}."):
             continue
         names = vars(module)
         # The dictionary is written, not the attributes: that cannot fail half way.

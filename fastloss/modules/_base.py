@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-__all__ = ["Loss"]
+__all__ = ["ElementLoss", "Loss"]
 
 
 class Loss(nn.Module):
-    """A function of :mod:`fastloss.functional` with its options kept as attributes.
+    """A function of :mod:`fastloss.functional` with its options kept as attributes (or buffers).
 
     A subclass names the function, and lists the options once more in a constructor of its own, so
     that its signature is there to read.
@@ -40,3 +40,17 @@ class Loss(nn.Module):
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._plain_options)
+
+
+class ElementLoss(Loss):
+    """A loss of every element against its target."""
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """The loss of the input against a target of its shape; ``weight`` broadcasts to it."""
+        return self.function(input, target, weight=weight, avg_factor=avg_factor, **self.options())
