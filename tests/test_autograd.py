@@ -34,7 +34,7 @@ def test_gradient_scales_with_the_upstream_gradient(
                 case.loss(arguments, reduction=reduction), arguments, factor * ONE
             )
         for name, gradient in by_factor[1.0].items():
-            normal = gradient.abs() >= torch.finfo(dtype).smallest_normal
+            normal = gradient.abs() > torch.finfo(dtype).smallest_normal  # not rounded up to it
             assert torch.equal(by_factor[-4.0][name][normal], -4 * gradient[normal])
             assert not by_factor[0.0][name].any()
 
@@ -91,7 +91,7 @@ def test_a_retained_graph_gives_the_same_gradient_again(
         for name, gradient in kept.items():
             assert torch.equal(first[name], gradient), "a later walk changed an earlier gradient"
             assert torch.equal(third[name], gradient)
-            normal = gradient.abs() >= torch.finfo(dtype).smallest_normal
+            normal = gradient.abs() > torch.finfo(dtype).smallest_normal  # not rounded up to it
             # A gradient that waits for backward in float32 is rounded only then.
             step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
             slack = 2 * step if case.family.rounds_inside else 0.0

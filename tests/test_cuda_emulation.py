@@ -115,6 +115,7 @@ TABLE: dict[str, tuple[tuple[str, ...], int]] = {
     "test_degenerate.py": (("test_mean_over_many_elements", "test_nothing_is_mutated"), 10),
     "test_gradients.py": (("test_second_derivative",), 2),
     "test_packs_and_blocks.py": ((), 5),
+    "test_segmentation.py": (("test_a_step_allocates",), 2),
 }
 
 
@@ -178,3 +179,18 @@ print("numbers in range are fine", flush=True)
     assert done.stdout.strip() == "numbers in range are fine", done.stderr
     assert done.returncode == -signal.SIGABRT, done.stderr
     assert message in done.stderr
+
+
+def test_label_of_a_voxel_out_of_range_stops_the_kernel(build: Path) -> None:
+    program = """
+import emulated, torch
+import fastloss.functional as F
+labels = torch.tensor([[0, 255, 2, 1]])
+F.dice_loss(torch.zeros(1, 3, 4), labels, ignore_index=255)
+print("labels in range are fine", flush=True)
+F.dice_loss(torch.zeros(1, 3, 4), labels)
+"""
+    done = run_python(build, ["-c", program])
+    assert done.stdout.strip() == "labels in range are fine", done.stderr
+    assert done.returncode == -signal.SIGABRT, done.stderr
+    assert "fastloss: a label is not one of the classes" in done.stderr

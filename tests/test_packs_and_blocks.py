@@ -19,7 +19,7 @@ def several_blocks(case: Case) -> Shape:
         "softmax": (150, 8) if len(case.family.shape_of(3)) == 2 else (3, 4, 1400),
         "linear_cross_entropy": (150, 8),
         "region": (3, 4, 1100),  # and several slices of a sample
-        "ranked_region": (2, 3, 2100),
+        "ranked_region": (2, 3, 90),
         "box_pair": (2100,),
         "box_matrix": (5, 9, 130),
         "box_crowd": (131, 40),

@@ -9,8 +9,8 @@ import itertools
 
 import pytest
 import torch
-from cases import CASES, HALF_DTYPES, Case
-from support import assert_close, check_against_oracle, each_case, gradients
+from cases import CASES, HALF_DTYPES, TOLERANCES, Case
+from support import as_float64, assert_close, check_against_oracle, each_case, gradients
 from test_dtypes_and_layouts import operands, transposed, with_layout
 from test_memory import SLACK, allocations, step
 from torch import Tensor
@@ -60,6 +60,17 @@ def test_samples_without_space(case: Case, device: str) -> None:
     arguments = case.arguments((6, 4), device=device, requires_grad=True)
     for reduction in case.reductions:
         check_against_oracle(case, arguments, str(reduction), **reduction)
+
+
+@each_case(of_regions)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_DTYPES])
+def test_losses_are_as_exact_as_any(case: Case, dtype: torch.dtype, device: str) -> None:
+    """The rows' tolerance is wider for the sake of gradients."""
+    for reduction in case.reductions:
+        arguments = case.arguments((2, 5, 3000), dtype, device=device)
+        expected = case.reference(as_float64(arguments), **reduction)
+        loss = case.loss(arguments, **reduction)
+        assert_close(loss, expected, TOLERANCES[torch.float32], f"{reduction}")
 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
@@ -190,6 +201,15 @@ def test_gradient_of_soft_targets_and_weights_comes_from_the_reference(name: str
 
 
 # ------------------------------------------------------------------------------------------- Lovász
+
+
+@pytest.mark.table
+@each_case(lambda case: case.family.engine == "ranked_region")
+def test_long_rankings(case: Case, device: str) -> None:
+    """More voxels than a block takes at a time; in float64, where no two errors are equal."""
+    arguments = case.arguments((2, 3, 5200), torch.float64, device=device, requires_grad=True)
+    for reduction in case.reductions:
+        check_against_oracle(case, arguments, str(reduction), **reduction)
 
 
 def jaccard_loss(missed: int, wrong: int, count: int) -> float:

@@ -374,8 +374,8 @@ class Pass {
       inverse.store(inverse_ + i);
       V all = inverse * flat;
       if (arguments_.squared) all += inverse * inverse * steep;
-      if constexpr (kCrossEntropy) all -= V(voxel_factor_) * mass;
       all.store(together_ + i);
+      if constexpr (kCrossEntropy) mass.store(mass_ + i);
     }
   }
 
@@ -395,8 +395,8 @@ class Pass {
         gradient = valid * q;
       }
       if constexpr (kCrossEntropy) {
-        gradient -=
-            valid * (V(voxel_factor_) * Voxel::mass(t, class_weight_[c], share_, voxel_parameter_));
+        const V mass = Voxel::mass(t, class_weight_[c], share_, voxel_parameter_);
+        gradient += V(voxel_factor_) * (p * V::load(mass_ + i) - valid * mass);
       } else if constexpr (kOfLogit) {
         if (has_voxel_loss(c)) {
           const auto x = seed<1>(V::load(voxels_.logits.row(c) + i));
@@ -414,6 +414,7 @@ class Pass {
   ClassTile<T> exponentials_;
   alignas(64) T inverse_[Voxels<T>::kMost];
   alignas(64) T together_[Voxels<T>::kMost];
+  alignas(64) T mass_[Voxels<T>::kMost];
   std::vector<T> class_weight_, by_intersection_, by_prediction_;
   T voxel_parameter_[2], share_, voxel_factor_ = T(0);
 };

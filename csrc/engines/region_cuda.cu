@@ -402,11 +402,12 @@ __global__ void __launch_bounds__(kThreads, kResident)
 
     Voxels<T, kWidth> voxels(arguments, sample, position - sample * numel, true);
     T together[kWidth];  // Σ p q over the classes, which each one's gradient is less by
-    for (int i = 0; i < kWidth; ++i) together[i] = T(0);
+    T mass[kWidth];      // and the mass of the cross-entropy
+    for (int i = 0; i < kWidth; ++i) together[i] = mass[i] = T(0);
     if (softmax) {
       voxels.find_largest();
-      T sum[kWidth], flat[kWidth], steep[kWidth], mass[kWidth];
-      for (int i = 0; i < kWidth; ++i) sum[i] = flat[i] = steep[i] = mass[i] = T(0);
+      T sum[kWidth], flat[kWidth], steep[kWidth];
+      for (int i = 0; i < kWidth; ++i) sum[i] = flat[i] = steep[i] = T(0);
       for (int64_t c = 0; c < classes; ++c) {
         const Slope<T> slope = slope_of(c);
         T x[kWidth], t[kWidth];
@@ -426,7 +427,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
       voxels.set_sum(sum);
       for (int i = 0; i < kWidth; ++i) {
         const T inverse = voxels.inverse(i);
-        together[i] = inverse * flat[i] + inverse * inverse * steep[i] - voxel_factor * mass[i];
+        together[i] = inverse * flat[i] + inverse * inverse * steep[i];
       }
     }
     for (int64_t c = 0; c < classes; ++c) {
@@ -446,8 +447,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
           gradient[i] = voxels.valid[i] * q;
         }
         if constexpr (kCrossEntropy) {
-          gradient[i] -= voxels.valid[i] * voxel_factor *
-                         Voxel::mass(t[i], weight, of_voxel.share, of_voxel.parameter);
+          const T m = Voxel::mass(t[i], weight, of_voxel.share, of_voxel.parameter);
+          gradient[i] += voxel_factor * (p * mass[i] - voxels.valid[i] * m);
         } else if constexpr (kOfLogit) {
           if (has_voxel_loss<Voxel>(arguments, c)) {
             const auto loss = Voxel::loss(seed<1>(x[i]), t[i], weight, of_voxel.parameter);

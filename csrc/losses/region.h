@@ -15,7 +15,11 @@ FASTLOSS_INLINE auto one_minus_ratio(const N& numerator, const D& denominator, c
                                      const G& target) {
   using V = value_type<N>;
   const bool nothing = detach(prediction) + detach(target) == V(0) || detach(denominator) == V(0);
-  return select(nothing, V(0), V(1) - numerator / select(nothing, V(1), denominator));
+  const auto divisor = select(nothing, V(1), denominator);
+  auto loss = V(1) - numerator / divisor;
+  // With the difference taken first, equal sums cost exactly 0. (The slopes are exact as they are.)
+  loss.value = (detach(divisor) - detach(numerator)) / detach(divisor);
+  return select(nothing, V(0), loss);
 }
 
 // Milletari et al. 2016, V-Net, arXiv 1606.04797.

@@ -44,6 +44,8 @@ class _Voxels:
         """Brings both to the compute dtype, expands labels, drops what is ignored."""
         classes = input.shape[1]
         labelled = target.dim() == input.dim() - 1
+        if input.dim() == 2:  # a sample is a single voxel
+            input, target = input.unsqueeze(-1), target.unsqueeze(-1)
         if labelled:
             (logits,) = promote(input)
             labels = target.unsqueeze(1)
@@ -282,7 +284,7 @@ def dice_cross_entropy_loss(
     class_weight = torch.ones(classes, dtype=targets.dtype, device=targets.device)
     if weight is not None:
         class_weight = weight.to(targets.dtype)
-    class_weight = class_weight.view(-1, *[1] * (input.dim() - 2))
+    class_weight = class_weight.view(-1, *[1] * (voxels.logits.dim() - 2))
     divisor: Tensor | int = 1
     if activation == "softmax":
         smooth = targets * (1 - label_smoothing) + label_smoothing / classes
@@ -336,10 +338,10 @@ def dice_focal_loss(
     if alpha >= 0:
         focal = (alpha * t + (1 - alpha) * (1 - t)) * focal
     if weight is not None:
-        focal = focal * weight.to(focal.dtype).view(-1, *[1] * (input.dim() - 2))
+        focal = focal * weight.to(focal.dtype).view(-1, *[1] * (voxels.logits.dim() - 2))
     # The sum is one over samples and classes; space is averaged.
     counted = voxels.valid.flatten(1)
-    divisor = counted.sum(1).view(-1, *[1] * (input.dim() - 1))
+    divisor = counted.sum(1).view(-1, *[1] * (voxels.logits.dim() - 1))
     if reduction == "mean":
         divisor = counted.sum() * x.shape[1]
     return _reduce_both(
