@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Classification losses."""
+"""Classification losses.
+
+Which one? One class of several: cross-entropy. Several labels at once, or yes and no: binary
+cross-entropy with logits. Rare positives among very many negatives, as in dense detection: the
+focal loss; with a box's quality as the target, quality focal or varifocal. Hundreds of labels of
+which few are set: asymmetric. A margin and nothing beyond it: the hinge losses.
+"""
 
 from __future__ import annotations
 
