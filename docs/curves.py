@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.cases import (
     CASES,
@@ -55,12 +55,14 @@ class Axis:
         places: The numbers along it.
         curves: Makes the lines of a row.
         slope: From the gradient of the prediction (points, ...) to the one along the axis.
+        at_once: Whether the places are so many elements (or rows) of one call.
     """
 
     title: str
     places: Tensor
     curves: Callable[[Tensor, Case], Sequence[Curve]]
     slope: Callable[[Tensor], Tensor] = lambda gradient: gradient
+    at_once: bool = True
 
 
 def _places(first: float, last: float) -> Tensor:
@@ -112,6 +114,16 @@ def _rows(places: Tensor, case: Case) -> Sequence[Curve]:
     logits = torch.zeros(POINTS, CLASSES, dtype=torch.float64)
     logits[:, 0] = places
     return [Curve("", {"input": logits, "target": torch.zeros(POINTS, dtype=torch.int64)})]
+
+
+LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2])
+RIGHT = nn.functional.one_hot(LABELS, 3).T  # (classes, voxels)
+
+
+def _voxels(places: Tensor, case: Case) -> Sequence[Curve]:
+    """An image of three classes, half of it background: the right logit moves in every voxel."""
+    logits = places[:, None, None] * RIGHT
+    return [Curve("", {"input": logits, "target": LABELS.expand(POINTS, -1)})]
 
 
 SIDE = 16.0
@@ -167,6 +179,13 @@ _OF_FAMILY: dict[Family, Axis | None] = {
     CLASS_INDICES: None,
 }
 _OF_ROWS = Axis("logit of the label, others 0", _places(-8, 12), _rows, lambda g: g[:, 0])
+_OF_VOXELS = Axis(
+    "logit of the right class, others 0",
+    _places(-4, 6),
+    _voxels,
+    lambda g: (g * RIGHT).sum((1, 2)),
+    False,
+)
 _OF_ENGINE: dict[str, Axis] = {
     "box_pair": Axis(
         "shift, in widths", _places(-2, 2), _shifted_boxes, lambda g: SIDE * _along_x(g)
@@ -176,20 +195,22 @@ _OF_ENGINE: dict[str, Axis] = {
 
 def axis_of(case: Case) -> Axis | None:
     """The line on which a row is drawn; None: it is not."""
-    if case.family in _OF_FAMILY:
-        return _OF_FAMILY[case.family]
-    if case.family.engine == "pointwise" and _is_of_dense_targets(case):
+    family = case.family
+    if family in _OF_FAMILY:
+        return _OF_FAMILY[family]
+    has_labels = "target" in family.integers
+    if family.engine == "pointwise" and not has_labels and _tensors(case) == {"input", "target"}:
         return _OF_FAMILY[DETECTION_LOGITS]
-    if case.family.engine == "softmax" and "target" in case.family.integers:
+    if family.engine == "softmax" and has_labels:
         return _OF_ROWS
-    return _OF_ENGINE.get(case.family.engine)
+    if family.engine in ("region", "ranked_region") and _tensors(case) == {"input", "target"}:
+        is_of_logits = case.options.get("activation", "softmax") is not None
+        return _OF_VOXELS if has_labels and is_of_logits else None
+    return _OF_ENGINE.get(family.engine)
 
 
-def _is_of_dense_targets(case: Case) -> bool:
-    """Whether it compares logits with as many probabilities, and needs nothing else."""
-    tensors = {name: value for name, value in case.arguments(1).items() if name not in case.options}
-    shapes = {value.shape for value in tensors.values()}
-    return tensors.keys() == {"input", "target"} and len(shapes) == 1
+def _tensors(case: Case) -> set[str]:
+    return case.arguments(1).keys() - case.options.keys()
 
 
 def has_curves(function: str) -> bool:
@@ -247,7 +268,15 @@ def _largest(drawn: list[Drawn]) -> float:
 def _evaluate(case: Case, axis: Axis, arguments: Arguments) -> tuple[Tensor, Tensor]:
     moving = _moving(arguments, case)
     leaf = arguments[moving].clone().requires_grad_()
-    loss = case.reference({**case.options, **arguments, moving: leaf}, reduction="none")
+    given = {**case.options, **arguments, moving: leaf}
+    if axis.at_once:
+        loss = case.reference(given, reduction="none")
+    else:
+        each = [
+            {name: x[i : i + 1] if isinstance(x, Tensor) else x for name, x in given.items()}
+            for i in range(POINTS)
+        ]
+        loss = torch.stack([case.reference(one, reduction="mean") for one in each])
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
     return loss.detach(), axis.slope(gradient)
 
