@@ -286,7 +286,7 @@ def test_every_source_file_belongs_to_a_folder_of_the_plan() -> None:
 def python_files() -> list[Path]:
     return sorted(
         path
-        for folder in ("fastloss", "tests", "benchmarks", "examples")
+        for folder in ("fastloss", "tests", "benchmarks", "docs", "examples")
         for path in (ROOT / folder).rglob("*.py")
     )
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 __all__ = ["check_number", "documented", "option_error"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -149,6 +151,10 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
     "in [0, 1]": lambda value: 0 <= value <= 1,
     "in [0, 1)": lambda value: 0 <= value < 1,
     "in [0, 1] or -1": lambda value: 0 <= value <= 1 or value == -1,
+    "above 0 or None": lambda value: value is None or value > 0,
+    "in [0, 1], a Tensor or None": lambda value: (
+        value is None or isinstance(value, Tensor) or 0 <= value <= 1
+    ),
 }
 
 

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Losses between boxes (..., 4), given as x1, y1, x2, y2, and the similarities behind them."""
+"""Losses between boxes (..., 4), given as x1, y1, x2, y2, and the similarities behind them.
+
+Which one? CIoU is the usual choice, GIoU and DIoU its simpler forms; the IoU loss alone has no
+gradient for boxes that do not overlap. SIoU, EIoU and WIoU are tried where CIoU converges slowly,
+WIoU v3 where labels are noisy. NWD is for objects of a few pixels, repulsion for crowds, DFL for
+detectors that predict a distribution for each side.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Classification losses."""
+"""Classification losses.
+
+Which one? One class of several: cross-entropy. Several labels at once, or yes and no: binary
+cross-entropy with logits. Rare positives among very many negatives, as in dense detection: the
+focal loss; with a box's quality as the target, quality focal or varifocal. Hundreds of labels of
+which few are set: asymmetric. A margin and nothing beyond it: the hinge losses.
+"""
 
 from __future__ import annotations
 
@@ -461,8 +467,7 @@ def _cross_entropy_kernel(
     """The formula and its parameters, for options in range."""
     check_number(function, "label_smoothing", label_smoothing, "in [0, 1]")
     check_number(function, "z_loss", z_loss, "at least 0")
-    if logit_softcap is not None:
-        check_number(function, "logit_softcap", logit_softcap, "above 0")
+    check_number(function, "logit_softcap", logit_softcap, "above 0 or None")
     kind = ""
     if isinstance(target, Tensor) and target.is_floating_point():
         if ignore_index >= 0:
@@ -629,8 +634,7 @@ def softmax_focal_loss(
     """
     check_number("softmax_focal_loss", "gamma", gamma, "at least 0")
     per_class = isinstance(alpha, Tensor)
-    if alpha is not None and not per_class:
-        check_number("softmax_focal_loss", "alpha", alpha, "in [0, 1]")
+    check_number("softmax_focal_loss", "alpha", alpha, "in [0, 1], a Tensor or None")
     factor = math.nan if per_class else 1.0 if alpha is None else alpha
     return _ops.softmax(
         "softmax_focal_loss",

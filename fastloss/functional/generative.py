@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Losses of generative adversarial networks: what a discriminator says of real and fake samples."""
+"""Losses of generative adversarial networks: what a discriminator says of real and fake samples.
+
+Which one? The hinge losses and the non-saturating ones are the usual pairs, the latter with a
+penalty. LSGAN gives samples far from the boundary a gradient too. The Wasserstein losses need a
+critic that is held to a slope, as by the gradient penalty. (MSE, for autoencoders and diffusion, is
+among the regression losses.)
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Regression losses."""
+"""Regression losses.
+
+Which one? The mean is wanted and outliers are few: MSE, or RMSE in the unit of the targets. The
+median, whatever the outliers: L1. Between the two: Huber and smooth L1, which are the same up to a
+factor, or log-cosh, which has second derivatives. A quantile, or an interval of forecasts:
+quantile.
+"""
 
 from __future__ import annotations
 

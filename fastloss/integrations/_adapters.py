@@ -3,15 +3,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fastloss import _C
+
 from .patching import Function
 
-__all__ = ["PLAIN", "REDUCTIONS", "are_plain", "autocasts", "scripted_as"]
+__all__ = [
+    "FLOATING",
+    "PLAIN",
+    "REDUCTIONS",
+    "are_plain",
+    "autocasts",
+    "has_kernels",
+    "scripted_as",
+    "unless_refused",
+]
 
 REDUCTIONS = frozenset({"none", "mean", "sum"})
-_FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_HAS_CUDA = bool(_C.build_info()["cuda"])
 # Exactly these: a subclass may mean something else by any of its operations.
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -23,8 +37,8 @@ def are_plain(first: Tensor, second: Tensor) -> bool:
         and type(first) in PLAIN
         and type(second) in PLAIN
         and (torch.compiler.is_compiling() or not _under_transform(first, second))
-        and first.dtype in _FLOATING
-        and second.dtype in _FLOATING
+        and first.dtype in FLOATING
+        and second.dtype in FLOATING
         and first.layout == torch.strided
         and second.layout == torch.strided
         and not first.is_nested
@@ -48,3 +62,18 @@ def scripted_as(original: Function, stand_in: Function) -> Function:
     """Has ``torch.jit.script`` compile the original: TorchScript knows no kernels of ours."""
     stand_in.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]
     return stand_in
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether there are kernels where a tensor lies."""
+    return tensor.is_cpu or (tensor.is_cuda and _HAS_CUDA)
+
+
+def unless_refused(kernel: Function, *arguments: Any, **options: Any) -> Tensor | None:
+    """The loss; None where the kernels refuse the values: the framework says what is wrong."""
+    if torch.compiler.is_compiling():  # the values come later
+        return kernel(*arguments, **options)
+    try:
+        return kernel(*arguments, **options)
+    except (ValueError, TypeError, IndexError):
+        return None

@@ -15,18 +15,23 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from fastloss import _C, functional
+from fastloss import functional
 
-from ._adapters import PLAIN, REDUCTIONS, are_plain, autocasts, scripted_as
+from ._adapters import (
+    PLAIN,
+    REDUCTIONS,
+    are_plain,
+    autocasts,
+    has_kernels,
+    scripted_as,
+    unless_refused,
+)
 from .patching import Framework, Function, Replacement
-
-_HAS_CUDA = bool(_C.build_info()["cuda"])
 
 
 def _squared_or_absolute(kernel: Function) -> Function:
@@ -170,9 +175,8 @@ def _binary_cross_entropy(original: Function) -> Function:
             and not target.requires_grad  # torch's gradient is infinite where the input is 0 or 1
             and _is_factor(weight, input)
         )
-        loss = _unless_refused(
-            functional.binary_cross_entropy, fits, input, target, weight, reduction
-        )
+        arguments = (input, target, weight, reduction)
+        loss = unless_refused(functional.binary_cross_entropy, *arguments) if fits else None
         if loss is not None and not _is_invalid(loss):
             return _as_torchs(loss, input, target)
         return _call(
@@ -208,7 +212,7 @@ def _cross_entropy(original: Function) -> Function:
             and 0 <= label_smoothing <= 1
         )
         arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
-        loss = _unless_refused(functional.cross_entropy, fits, *arguments)
+        loss = unless_refused(functional.cross_entropy, *arguments) if fits else None
         if loss is not None and reduction == "mean" and not target.is_floating_point():
             loss = _unless_nothing_counts(loss, target, weight, ignore_index)
         if loss is not None:
@@ -245,7 +249,7 @@ def _nll_loss(original: Function) -> Function:
             and _is_class_weight(weight, input)
         )
         arguments = (input, target, weight, ignore_index, reduction)
-        loss = _unless_refused(functional.nll_loss, fits, *arguments)
+        loss = unless_refused(functional.nll_loss, *arguments) if fits else None
         if loss is not None and reduction == "mean":
             loss = _unless_nothing_counts(loss, target, weight, ignore_index)
         if loss is not None:
@@ -280,7 +284,7 @@ def _fit(input: Tensor, target: Tensor, reduction: str, *, promotes: bool) -> bo
         are_plain(input, target)
         and isinstance(reduction, str)
         and reduction in REDUCTIONS
-        and (input.is_cpu or (input.is_cuda and _HAS_CUDA))
+        and has_kernels(input)
         and (reduction != "mean" or input.numel() > 0)  # torch's mean over nothing is NaN
         and (
             input.dtype == target.dtype
@@ -372,18 +376,6 @@ def _as_torchs(loss: Tensor, input: Tensor, target: Tensor) -> Tensor:
     if input.dtype == target.dtype != loss.dtype and not autocasts(input):
         return loss.to(input.dtype)  # torch computes in half precision, to the end
     return loss
-
-
-def _unless_refused(kernel: Function, fits: bool, *arguments: Any) -> Tensor | None:
-    """The loss; None where the kernels refuse the values, so that torch can say what is wrong."""
-    if not fits:
-        return None
-    if torch.compiler.is_compiling():  # the values come later
-        return kernel(*arguments)
-    try:
-        return kernel(*arguments)
-    except (ValueError, IndexError):
-        return None
 
 
 def _is_invalid(loss: Tensor) -> bool:
