@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 
 import torch
 from torch import Tensor
@@ -360,7 +361,7 @@ def _unless_nothing_counts(
     None: a loss of 0 on a CPU is so rare that torch may say what it is. Elsewhere nobody waits.
     """
     if loss.is_cpu and not torch.compiler.is_compiling():
-        return loss if loss != 0 else None
+        return loss if loss.item() != 0 else None
     counts = target != ignore_index
     if weight is not None:
         counts = torch.where(counts, weight[torch.where(counts, target, 0).long()], 0.0)
@@ -380,7 +381,9 @@ def _as_torchs(loss: Tensor, input: Tensor, target: Tensor) -> Tensor:
 
 def _is_invalid(loss: Tensor) -> bool:
     """Whether NaN came of it, which torch may have an error for: as far as nobody has to wait."""
-    return loss.is_cpu and not torch.compiler.is_compiling() and bool(loss.isnan().any())
+    if not loss.is_cpu or torch.compiler.is_compiling():
+        return False
+    return math.isnan(loss.item()) if loss.dim() == 0 else bool(loss.isnan().any())
 
 
 def _call(original: Function, tensors: tuple[Tensor | None, ...], **options: object) -> Tensor:
