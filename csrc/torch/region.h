@@ -199,7 +199,7 @@ struct RegionInputs {
   const Tensor labels = target.to(at::kLong);
   Tensor bad = labels.lt(0).logical_or(labels.ge(classes));
   if (ignore_index) bad = bad.logical_and(labels.ne(*ignore_index));
-  const Tensor position = bad.nonzero()[0];
+  const Tensor position = bad.nonzero()[0].contiguous();  // a row of what may lie by columns
   Tensor label = labels;
   for (int64_t d = 0; d < labels.dim(); ++d) label = label[position[d].item<int64_t>()];
   TORCH_CHECK_INDEX(

@@ -633,15 +633,15 @@ def softmax_focal_loss(
         tensor(1.4296)
     """
     check_number("softmax_focal_loss", "gamma", gamma, "at least 0")
-    per_class = isinstance(alpha, Tensor)
     check_number("softmax_focal_loss", "alpha", alpha, "in [0, 1], a Tensor or None")
-    factor = math.nan if per_class else 1.0 if alpha is None else alpha
+    class_weight = alpha if isinstance(alpha, Tensor) else None
+    factor = math.nan if isinstance(alpha, Tensor) else 1.0 if alpha is None else alpha
     return _ops.softmax(
         "softmax_focal_loss",
         input,
         target,
         (gamma, factor, ignore_index),
-        weight=alpha if per_class else None,
+        weight=class_weight,
         reduction=reduction,
         avg_factor=avg_factor,
     )

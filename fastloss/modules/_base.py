@@ -25,13 +25,15 @@ class Loss(nn.Module):
         self, *, buffers: Mapping[str, Tensor | None] | None = None, **options: object
     ) -> None:
         super().__init__()
-        for name, value in options.items():
-            setattr(self, name, value)
-        buffers = buffers or {}  # options that move and are saved with the module
+        # Tensors move and are saved with the module; so does what may become one.
+        tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
+        buffers = {**tensors, **(buffers or {})}
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
-        self._plain_options = tuple(options)
-        self._option_names = (*options, *buffers)
+        self._plain_options = tuple(name for name in options if name not in buffers)
+        for name in self._plain_options:
+            setattr(self, name, options[name])
+        self._option_names = (*self._plain_options, *buffers)
 
     def options(self) -> dict[str, Any]:
         """The function's options as they are now."""

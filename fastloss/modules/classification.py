@@ -258,14 +258,7 @@ class SoftmaxFocalLoss(_RowLoss):
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> None:
-        per_class = isinstance(alpha, Tensor)
-        super().__init__(
-            gamma=gamma,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            **({} if per_class else {"alpha": alpha}),
-            buffers={"alpha": alpha} if per_class else {},
-        )
+        super().__init__(gamma=gamma, alpha=alpha, ignore_index=ignore_index, reduction=reduction)
 
 
 class PolyCrossEntropy(_RowLoss):

@@ -90,7 +90,4 @@ class QuantileLoss(ElementLoss):
     def __init__(
         self, quantiles: float | Sequence[float] | Tensor, reduction: str = "mean"
     ) -> None:
-        if isinstance(quantiles, Tensor):
-            super().__init__(reduction=reduction, buffers={"quantiles": quantiles})
-        else:
-            super().__init__(quantiles=quantiles, reduction=reduction)
+        super().__init__(quantiles=quantiles, reduction=reduction)

@@ -31,12 +31,7 @@ class _WeightedSegmentationLoss(_SegmentationLoss):
     weight: Tensor | None
 
     def __init__(self, weight: Tensor | None, **options: object) -> None:
-        super().__init__(**options)
-        self.register_buffer("weight", weight)
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (B, C, *spatial) against labels (B, *spatial) or dense targets."""
-        return self.function(input, target, weight=self.weight, **self.options())
+        super().__init__(buffers={"weight": weight}, **options)
 
 
 class DiceLoss(_WeightedSegmentationLoss):
