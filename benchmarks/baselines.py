@@ -573,7 +573,8 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     **{name: (function, function) for name, function in _SAME_FOR_BOTH.items()},
     "dice_loss": (_dice_loss, _dice_loss),
     "tversky_loss": (_tversky_loss, _tversky_loss),
-    "generalized_dice_loss": (_generalized_dice_loss, _generalized_dice_loss),
+    # (The formula has no gradient where a class is absent.)
+    "generalized_dice_loss": (_generalized_dice_loss, reference.generalized_dice_loss),
     "dice_cross_entropy_loss": (_dice_cross_entropy_loss, _dice_cross_entropy_loss),
     "dice_focal_loss": (_dice_focal_loss, _dice_focal_loss),
     "lovasz_softmax_loss": (_lovasz_softmax_loss, reference.lovasz_softmax_loss),

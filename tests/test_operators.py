@@ -289,7 +289,7 @@ def test_vectorised_map(case: Case) -> None:
     """Losses and gradients of several predictions against one target, as ensembles need them."""
     arguments = case.arguments(9, torch.float64)
     prediction = arguments[case.prediction]
-    ensemble = torch.stack((prediction, prediction / 2, prediction.flip(0)))
+    ensemble = torch.stack((prediction, 0.9 * prediction, prediction.flip(0)))
     function = of_prediction(case, arguments, case.reductions[-1])
     losses = torch.func.vmap(function)(ensemble)
     slopes = torch.func.vmap(torch.func.grad(function))(ensemble)

@@ -217,7 +217,8 @@ def check_in_float32(
     wanted.backward()
     assert expected.grad is not None
     scale = expected.grad.abs().max().item()
-    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6 * scale)
+    # Errors that differ by rounding may trade places in the order of Lovász.
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=2e-5 * scale)
 
 
 # ---------------------------------------------------------------------- segmentation-models-pytorch
@@ -290,7 +291,7 @@ def test_smp_lovasz(smp: ModuleType, per_image: bool, ignore_index: int | None) 
     if ignore_index is not None:
         labels[:, ::3] = ignore_index
     loss = smp.LovaszLoss("multiclass", per_image=per_image, ignore_index=ignore_index)
-    check(
+    check_in_float32(  # it mixes float32 in
         lambda x: F.lovasz_softmax_loss(x, labels, per_image=per_image, ignore_index=ignore_index),
         lambda x: loss(x, labels),
         logits,

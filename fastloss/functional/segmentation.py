@@ -110,8 +110,9 @@ def tversky_loss(
 ) -> Tensor:
     """Tversky loss: the Dice loss with prices of its own for false positives and negatives.
 
-    1 - (I + smooth_nr) / (I + α FP + β FN + smooth_dr) of every sample and class. With p the activated logits and g the targets, I = Σ p g, FP = Σ p (1 - g) and FN = Σ (1 - p) g
-    over space. α = β = 0.5 is the Dice loss, α = β = 1 the Jaccard loss.
+    1 - (I + smooth_nr) / (I + α FP + β FN + smooth_dr) of every sample and class. With p the
+    activated logits and g the targets, I = Σ p g, FP = Σ p (1 - g) and FN = Σ (1 - p) g over space.
+    α = β = 0.5 is the Dice loss, α = β = 1 the Jaccard loss.
 
     Tversky loss function for image segmentation using 3D fully convolutional deep networks, 2017,
     arXiv 1706.05721.
@@ -243,8 +244,8 @@ def generalized_dice_loss(
 ) -> Tensor:
     """Generalised Dice loss: small regions count as much as large ones.
 
-    1 - (2 Σ w I + smooth_nr) / (Σ w (P + G) + smooth_dr) of every sample. I, P and G are those of :func:`dice_loss`; the sums are over the classes, each weighted by its
-    target volume G, so that small regions count as much as large ones.
+    1 - (2 Σ w I + smooth_nr) / (Σ w (P + G) + smooth_dr) of every sample. I, P and G are those of
+    :func:`dice_loss`; the sums are over the classes, each weighted by its target volume G.
 
     Generalised Dice overlap as a deep learning loss function for highly unbalanced segmentations,
     2017, arXiv 1707.03237.
