@@ -29,6 +29,7 @@ def rows(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tupl
 
 
 # A tile of the CPU engine holds 4096 classes, a thread of the CUDA engine 4 packs of 4.
+@pytest.mark.table
 @pytest.mark.parametrize("classes", [1, 2, 511, 513, 2047, 4096, 4097, 8192, 10_001])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_any_width(classes: int, dtype: torch.dtype, device: str) -> None:
@@ -63,6 +64,7 @@ def test_rows_of_any_width(classes: int, dtype: torch.dtype, device: str) -> Non
         assert_close(gradient, expected_gradient, TOLERANCES[dtype], f"gradient of {name}")
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("shape", [(2, 3, 700), (1, 200, 150), (2, 5000, 3), (3, 4, 17, 19)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_strided_classes(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:

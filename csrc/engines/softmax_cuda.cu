@@ -108,16 +108,17 @@ struct Part {
       of_warp[4][warp] = mass;
     }
     __syncthreads();
-    Part total;
-    for (int w = 0; w < kWarps; ++w) {
+    const auto part_of = [&](int w) {
       Part part;
       part.peak = of_warp[0][w];
       part.sum = of_warp[1][w];
       part.slope_sum = of_warp[2][w];
       part.blend = of_warp[3][w];
       part.mass = of_warp[4][w];
-      total.merge(part);
-    }
+      return part;
+    };
+    Part total = part_of(0);
+    for (int w = 1; w < kWarps; ++w) total.merge(part_of(w));
     *this = total;
   }
 };
