@@ -304,6 +304,31 @@ def _sigmoid_focal_loss_without_mask(
     return _dense_focal_loss(inputs, targets, alpha, gamma, reduction)
 
 
+def _distribution_focal_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Two cross-entropies, as in the code of the paper and in mmdetection."""
+    target = target.clamp(0, input.shape[-1] - 1 - 0.01)
+    lower = target.long()
+    lower_share = lower.float() + 1 - target
+    of_lower = torch_functional.cross_entropy(input, lower, reduction="none")
+    of_upper = torch_functional.cross_entropy(input, lower + 1, reduction="none")
+    return _reduce(of_lower * lower_share + of_upper * (1 - lower_share), reduction)
+
+
+def _linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor, target: Tensor, **options: Any
+) -> Tensor:
+    """Torch's own in chunks, which it has from 2.13 on."""
+    if options.pop("z_loss", 0.0) or not hasattr(torch_functional, "linear_cross_entropy"):
+        return reference.linear_cross_entropy(input, linear_weight, target, **options)
+    return torch_functional.linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        options=torch.nn.LinearCrossEntropyOptions(),
+        **options,
+    )
+
+
 # ------------------------------------------------------------------------------------ segmentation
 
 
@@ -571,6 +596,8 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     "pairwise_box_iou": (_pairwise_box_iou, _pairwise_box_iou),
     "sigmoid_focal_loss": (_sigmoid_focal_loss, _sigmoid_focal_loss_without_mask),
     **{name: (function, function) for name, function in _SAME_FOR_BOTH.items()},
+    "distribution_focal_loss": (_distribution_focal_loss, _distribution_focal_loss),
+    "linear_cross_entropy": (_linear_cross_entropy, reference.linear_cross_entropy),
     "dice_loss": (_dice_loss, _dice_loss),
     "tversky_loss": (_tversky_loss, _tversky_loss),
     # (The formula has no gradient where a class is absent.)
@@ -591,9 +618,12 @@ _TORCH = frozenset(
     {
         "binary_cross_entropy",
         "binary_cross_entropy_with_logits",
+        "cross_entropy",
         "huber_loss",
         "l1_loss",
         "mse_loss",
+        "multi_margin_loss",
+        "nll_loss",
         "smooth_l1_loss",
     }
 )

@@ -535,9 +535,13 @@ def _row_shape(shape: Shape) -> Shape:
 
 def _labelled_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     """Logits (N, C, d1, ...) and labels, every fifth of them ignored."""
+    return {"input": _logits(shape, generator), "target": _labels(shape, generator)}
+
+
+def _labels(shape: Shape, generator: Generator) -> Tensor:
     labels = torch.randint(shape[1], _row_shape(shape), generator=generator)
     ignored = torch.rand(labels.shape, generator=generator) < 0.2
-    return {"input": _logits(shape, generator), "target": torch.where(ignored, -100, labels)}
+    return torch.where(ignored, -100, labels)
 
 
 def _degenerate_rows() -> dict[str, Tensor]:
@@ -597,20 +601,18 @@ def _with_class_weight(family: Family, name: str = "weight") -> Family:
     )
 
 
-_FEATURES = 6
-
-
 def _linear_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
-    """Features (N, F), a linear layer and labels for a shape (N, C)."""
-    rows, classes = shape
+    """Features (N, F), a linear layer and labels for a shape (N, F, C), or (N, C) with F = 6."""
+    rows, *given, classes = shape
+    features = given[0] if given else 6
 
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, dtype=torch.float64)
 
     return {
-        "input": normal(rows, _FEATURES),
-        "linear_weight": 1.5 * normal(classes, _FEATURES),
-        "target": _labelled_rows(shape, generator)["target"],
+        "input": normal(rows, features),
+        "linear_weight": 4 / math.sqrt(features) * normal(classes, features),
+        "target": _labels((rows, classes), generator),
         "linear_bias": normal(classes),
     }
 
