@@ -318,7 +318,7 @@ def _linear_cross_entropy(
     input: Tensor, linear_weight: Tensor, target: Tensor, **options: Any
 ) -> Tensor:
     """Torch's own in chunks, which it has from 2.13 on."""
-    if options.pop("z_loss", 0.0) or not hasattr(torch_functional, "linear_cross_entropy"):
+    if "z_loss" in options or not hasattr(torch_functional, "linear_cross_entropy"):
         return reference.linear_cross_entropy(input, linear_weight, target, **options)
     return torch_functional.linear_cross_entropy(
         input,
