@@ -80,7 +80,7 @@ class Engine {
   }
 
   void run() {
-    const bool in_columns = lies_in_columns();
+    const bool in_columns = works_in_columns();
     // Rows in columns share tiles: a chunk is a multiple of them.
     const int64_t rows = kSmallestChunk / classes_;
     const int64_t smallest = in_columns ? (rows / kMaxRows + 1) * kMaxRows : rows > 0 ? rows : 1;
@@ -102,10 +102,13 @@ class Engine {
  private:
   int64_t row_stride(int operand) const { return arguments_.rows.stride[operand][0]; }
 
-  // Whether neighbouring numbers in memory belong to neighbouring rows, not to one row's classes.
-  bool lies_in_columns() const {
-    return arguments_.class_stride[kSoftmaxInput] != 1 && arguments_.rows.dims > 0 &&
-           row_stride(kSoftmaxInput) == 1;
+  // Whether lanes are rows: where neighbours in memory belong to neighbouring rows, and where a row
+  // is so narrow that what each takes by itself would outweigh its vectors.
+  bool works_in_columns() const {
+    constexpr int64_t kNarrow = 32;
+    if (arguments_.rows.dims == 0 || classes_ == 1) return false;
+    return classes_ <= kNarrow ||
+           (arguments_.class_stride[kSoftmaxInput] != 1 && row_stride(kSoftmaxInput) == 1);
   }
 
   V capped(V x) const { return softcapped(x, V(T(softcap_))); }

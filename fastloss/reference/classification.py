@@ -210,11 +210,9 @@ def cross_entropy(
         input, target = promote(input, target)
     else:
         (input,) = promote(input)
-    if logit_softcap:
-        input = logit_softcap * torch.tanh(input / logit_softcap)
     class_weight = None if weight is None else weight.to(input.dtype)
     if target.is_floating_point():
-        logits, shares = classes_last(input), classes_last(target)
+        logits, shares = _soft_capped(classes_last(input), logit_softcap), classes_last(target)
         shares = shares * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
         if class_weight is not None:
             shares = shares * class_weight
@@ -222,13 +220,18 @@ def cross_entropy(
         loss = loss + _z_loss(logits, z_loss)
         return reduce_loss(loss, None, reduction, avg_factor)
     labels = Labels(input, target, class_weight, ignore_index)
-    log_probability = labels.logits.log_softmax(-1)
+    logits = _soft_capped(labels.logits, logit_softcap)
+    log_probability = logits.log_softmax(-1)
     loss = -(1 - label_smoothing) * labels.weight * labels.pick(log_probability)
     if label_smoothing:
         spread = log_probability if class_weight is None else log_probability * class_weight
         loss = loss - label_smoothing * spread.mean(-1)
-    loss = labels.only(loss + _z_loss(labels.logits, z_loss))
+    loss = labels.only(loss + _z_loss(logits, z_loss))
     return reduce_loss(loss, None, reduction, avg_factor, divisor=labels.weight.sum())
+
+
+def _soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def linear_cross_entropy(
