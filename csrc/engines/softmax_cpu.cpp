@@ -181,16 +181,28 @@ class Engine {
       if constexpr (kTarget == ClassTarget::kIndex) {
         load_integers(rows_.label, arguments().target, offset_[kSoftmaxTarget], stride,
                       rows_.count);
-        for (int64_t r = 0; r < rows_.count; ++r) {
-          int64_t& label = rows_.label[r];
-          const bool counts = !is_ignored(arguments().ignored, label);
-          if (label < 0 || label >= classes_) {
-            if (counts) engine_.bad_.note(first + r, label);
-            label = 0;
-          }
-          rows_.counts[r] = T(counts);
-          rows_.weight[r] = engine_.weights_ ? engine_.weights_[label] : T(1);
+        // Locals and no branches: this is done in vectors.
+        const IgnoredLabels ignored = arguments().ignored;
+        const int64_t classes = classes_, count = rows_.count;
+        int64_t bad = 0;
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t label = rows_.label[r];
+          const bool counts = !is_ignored(ignored, label), exists = label >= 0 && label < classes;
+          bad += counts & !exists;
+          rows_.counts[r] = counts ? T(1) : T(0);
         }
+        for (int64_t r = 0; bad > 0 && r < count; ++r) {
+          const int64_t label = rows_.label[r];
+          if (rows_.counts[r] != T(0) && (label < 0 || label >= classes))
+            engine_.bad_.note(first + r, label);
+        }
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t label = rows_.label[r];
+          rows_.label[r] = label >= 0 && label < classes ? label : 0;
+          rows_.weight[r] = T(1);
+        }
+        for (int64_t r = 0; engine_.weights_ && r < count; ++r)
+          rows_.weight[r] = engine_.weights_[rows_.label[r]];
         return;
       }
       if constexpr (kTarget == ClassTarget::kPosition) {
@@ -566,6 +578,7 @@ class Engine {
 
     void write_columns(int64_t begin) {
       const int64_t count = rows_.count, all = padded<T>(count);
+      const bool caps = this->caps();
       for (int64_t first = 0; first < all; first += V::kLanes) {
         const V to_statistic = V::load(rows_.to_statistic + first),
                 to_blend = V::load(rows_.to_blend + first), shift = V::load(rows_.shift + first);
@@ -575,10 +588,10 @@ class Engine {
           V gradient(0);
           if constexpr (kReadsRow) {
             const V at = V::load(x + c * pitch_);
-            const V kept = caps() ? Statistic::kept(at - shift, parameter()) : at;
+            const V kept = caps ? Statistic::kept(at - shift, parameter()) : at;
             gradient = Statistic::slope(kept, parameter()) * to_statistic;
             if constexpr (kBlends) gradient += column_share(first, c) * to_blend;
-            if (caps()) gradient *= engine_.cap_slope(at);
+            if (caps) gradient *= engine_.cap_slope(at);
             // Selected, not multiplied: what does not count may hold anything, NaN too.
             gradient = select(counts, gradient, V(0));
           }
