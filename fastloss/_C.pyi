@@ -8,9 +8,29 @@ Numbers = tuple[float, ...]
 def pointwise(
     loss: str,
     input: Tensor,
+    target: Tensor | None,
+    parameters: Numbers,
+    extra: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: float | Tensor | None,
+) -> Tensor: ...
+def softmax(
+    loss: str,
+    input: Tensor,
     target: Tensor,
     parameters: Numbers,
-    pos_weight: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: float | Tensor | None,
+) -> Tensor: ...
+def linear_cross_entropy(
+    loss: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    parameters: Numbers,
     weight: Tensor | None,
     reduction: str,
     avg_factor: float | Tensor | None,
@@ -42,6 +62,28 @@ def pairs(
     relevance: Tensor,
     parameters: Numbers,
     mask: Tensor | None,
+    reduction: str,
+) -> Tensor: ...
+def region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: Numbers,
+    activation: str,
+    squared_pred: bool,
+    include_background: bool,
+    batch: bool,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor: ...
+def ranked_region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    present: bool,
+    per_image: bool,
+    ignore_index: int | None,
     reduction: str,
 ) -> Tensor: ...
 def build_info() -> dict[str, str | bool]: ...

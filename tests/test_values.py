@@ -74,7 +74,7 @@ def test_weights_that_add_up_to_zero_give_zero(case: Case, device: str) -> None:
         assert not gradient.any()
 
 
-@each_case(lambda case: case.takes_weight)
+@each_case(lambda case: case.takes_avg_factor)
 @pytest.mark.parametrize(
     "kind", ["int", "float", "float32", "float64", "int64", "cpu", "zero", "zero_tensor"]
 )
@@ -89,23 +89,25 @@ def test_avg_factor(case: Case, kind: str, device: str) -> None:
         "zero": 0.0,
         "zero_tensor": torch.tensor(0.0, device=device),
     }[kind]
-    for weight in (None, case.weights(17, device=device)[0]):
+    for weight in (None, *case.weights(17, device=device)[:1]):
         arguments = case.arguments(17, device=device, requires_grad=True)
+        more = {} if weight is None else {"weight": weight}
         loss = check_against_oracle(
-            case, arguments, weight=weight, avg_factor=avg_factor, reduction="mean"
+            case, arguments, avg_factor=avg_factor, reduction="mean", **more
         )
         assert (loss == 0) == kind.startswith("zero")
 
 
-@each_case(lambda case: case.family.integers and case.takes_weight)
+@each_case(lambda case: case.family.ignored is not None)
 def test_ignored_rows_do_not_count(case: Case, device: str) -> None:
     (label,) = case.family.integers
-    for weight in (None, case.weights(17, device=device)[0]):
+    for weight in (None, *case.weights(17, device=device)[:1]):
+        more = {} if weight is None else {"weight": weight}
         arguments = case.arguments(17, device=device, requires_grad=True)
-        arguments[label][:9] = -5
-        check_against_oracle(case, arguments, weight=weight, reduction="mean")
-        arguments[label][:] = -1
-        loss = check_against_oracle(case, arguments, weight=weight, reduction="mean")
+        arguments[label][:9] = case.family.ignored
+        check_against_oracle(case, arguments, reduction="mean", **more)
+        arguments[label][:] = case.family.ignored
+        loss = check_against_oracle(case, arguments, reduction="mean", **more)
         assert loss.item() == 0
 
 
@@ -124,6 +126,7 @@ def test_class_indices_equal_one_hot_targets(case: Case, device: str) -> None:
 
 _BCE = "binary_cross_entropy_with_logits"
 TORCH_TWINS = {
+    "binary_cross_entropy": torch_functional.binary_cross_entropy,
     "mse_loss": torch_functional.mse_loss,
     "l1_loss": torch_functional.l1_loss,
     "smooth_l1_loss": torch_functional.smooth_l1_loss,

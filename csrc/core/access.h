@@ -25,6 +25,10 @@ FASTLOSS_INLINE int64_t load_integer(const Input& in, int64_t offset) {
   }
 }
 
+FASTLOSS_INLINE bool is_ignored(const IgnoredLabels& ignored, int64_t label) {
+  return (ignored.has_index && label == ignored.index) || (ignored.negatives && label < 0);
+}
+
 // A number behind a pointer: float32 or float64.
 FASTLOSS_INLINE double load_number(const Input& in) {
   return in.dtype == DType::kFloat64 ? *static_cast<const double*>(in.data)

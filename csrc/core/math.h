@@ -55,6 +55,9 @@ FASTLOSS_INLINE float sqrt(float x) { return ::sqrtf(x); }
 FASTLOSS_INLINE double sqrt(double x) { return ::sqrt(x); }
 FASTLOSS_INLINE float exp(float x) { return ::expf(x); }
 FASTLOSS_INLINE double exp(double x) { return ::exp(x); }
+// exp where x is known not to be above 0, which core/vec.h exploits.
+FASTLOSS_INLINE float exp_nonpositive(float x) { return ::expf(x); }
+FASTLOSS_INLINE double exp_nonpositive(double x) { return ::exp(x); }
 FASTLOSS_INLINE float log(float x) { return ::logf(x); }
 FASTLOSS_INLINE double log(double x) { return ::log(x); }
 FASTLOSS_INLINE float log1p(float x) { return ::log1pf(x); }

@@ -80,6 +80,13 @@ struct Execution {
 };
 constexpr int64_t kWorkspace = 8192;
 
+// Which labelled rows do not count.
+struct IgnoredLabels {
+  bool has_index = false;
+  int64_t index = 0;       // those with this label
+  bool negatives = false;  // those with a negative one
+};
+
 // A class index outside [0, classes], thrown by CPU kernels after the parallel part (CUDA kernels
 // trap).
 struct LabelOutOfRange {
@@ -87,6 +94,10 @@ struct LabelOutOfRange {
   int64_t label;
   int64_t largest;
 };
+
+// An input outside the range its loss is defined on, thrown and trapped likewise. Which one it was
+// is looked for by who catches it.
+struct InputOutOfRange {};
 
 // The most float parameters a formula may take, eps included.
 constexpr int kMaxParameters = 8;

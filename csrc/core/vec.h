@@ -107,7 +107,13 @@ struct Vec {
   FASTLOSS_INLINE T operator[](int lane) const { return lanes[lane]; }
 
   // The sum of the lanes, as a binary tree.
-  FASTLOSS_INLINE T sum() const { return sum_of_first<kLanes>(lanes); }
+  FASTLOSS_INLINE T sum() const {
+    return fold<kLanes>(*this, [](Vec a, Vec b) { return a + b; });
+  }
+  // The largest lane, for lanes that are not NaN.
+  FASTLOSS_INLINE T largest() const {
+    return fold<kLanes>(*this, [](Vec a, Vec b) { return larger(a, b); });
+  }
 
   FASTLOSS_INLINE Bits bits() const { return __builtin_bit_cast(Bits, lanes); }
   static FASTLOSS_INLINE Vec from_bits(Bits bits) { return __builtin_bit_cast(Lanes, bits); }
@@ -159,15 +165,29 @@ struct Vec {
     return select(is_nan(a), a, select(a > b, a, b));
 #endif
   }
+  // a > b ? a : b, so b where either is NaN: one instruction where NaN needs no care.
+  friend FASTLOSS_INLINE Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      return _mm512_maskz_max_ps(0xffff, a.lanes, b.lanes);
+    } else {
+      return _mm512_maskz_max_pd(0xff, a.lanes, b.lanes);
+    }
+#else
+    return select(a > b, a, b);
+#endif
+  }
 
  private:
-  template <int Count>
-  static FASTLOSS_INLINE T sum_of_first(Lanes value) {
+  // The first Count lanes, joined as a binary tree.
+  template <int Count, class Join>
+  static FASTLOSS_INLINE T fold(Vec value, const Join& join) {
     if constexpr (Count == 1) {
       return value[0];
     } else {
-      return sum_of_first<Count / 2>(
-          value + rotated<Count / 2>(value, std::make_integer_sequence<int, kLanes>{}));
+      return fold<Count / 2>(
+          join(value, rotated<Count / 2>(value.lanes, std::make_integer_sequence<int, kLanes>{})),
+          join);
     }
   }
   template <int By, int... Lane>
@@ -493,17 +513,32 @@ FASTLOSS_INLINE Vec<T> times_power_of_two(Vec<T> x, Vec<T> shifted) {
 
 }  // namespace lanes
 
+namespace lanes {
+
+// exp, right where its powers of two stay in range.
+template <class T>
+FASTLOSS_INLINE Vec<T> exp_inside(Vec<T> x) {
+  using C = Coefficients<T>;
+  const Vec<T> shifted = x * T(1.4426950408889634) + kRound<T>;
+  const Vec<T> n = shifted - kRound<T>;
+  const Vec<T> r = (x - n * C::kLn2High) - n * C::kLn2Low;
+  return times_power_of_two(T(1) + (r + r * r * polynomial(r, C::kExp)), shifted);
+}
+
+}  // namespace lanes
+
 template <class T>
 FASTLOSS_INLINE Vec<T> exp(Vec<T> x) {
   using C = Coefficients<T>;
-  const Vec<T> shifted = x * T(1.4426950408889634) + lanes::kRound<T>;
-  const Vec<T> n = shifted - lanes::kRound<T>;
-  const Vec<T> r = (x - n * C::kLn2High) - n * C::kLn2Low;
-  const Vec<T> result =
-      lanes::times_power_of_two(T(1) + (r + r * r * polynomial(r, C::kExp)), shifted);
   // Blended at the end and not clamped at the start, where everything would wait for it.
   return select(x < C::kExpLowest, Vec<T>(T(0)),
-                select(x > C::kExpHighest, Vec<T>(lanes::kInfinity<T>), result));
+                select(x > C::kExpHighest, Vec<T>(lanes::kInfinity<T>), lanes::exp_inside(x)));
+}
+
+// exp where x is known not to be above 0: what a softmax needs, in fewer operations.
+template <class T>
+FASTLOSS_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
+  return lanes::exp_inside(larger(Vec<T>(Coefficients<T>::kExpLowest), x));
 }
 
 namespace lanes {

@@ -1,24 +1,15 @@
 // SPDX-License-Identifier: MIT
-// Scratch memory of one thread of a CPU engine.
+// Scratch memory of one thread of a CPU engine that needs several arrays.
 #pragma once
-#include <cstddef>
-#include <cstdint>
-#include <new>
-
-#include "core/macros.h"
+#include "engines/staging.h"
 
 namespace fastloss::FASTLOSS_TARGET {
 
-// Memory for arrays that begin where a cache line does, freed together. Not std::vector: its
-// functions would be shared between instruction sets.
+// Arrays that begin where a cache line does, freed together. Not std::vector: its functions would
+// be shared between instruction sets.
 class Arena {
  public:
-  explicit Arena(int64_t bytes)
-      : begin_(static_cast<char*>(::operator new(static_cast<size_t>(bytes), kAlignment))),
-        next_(begin_) {}
-  ~Arena() { ::operator delete(begin_, kAlignment); }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
+  explicit Arena(int64_t bytes) : memory_(bytes), next_(memory_.get()) {}
 
   template <class T>
   T* take(int64_t count) {
@@ -32,8 +23,7 @@ class Arena {
   }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  char* begin_;
+  Scratch<char> memory_;
   char* next_;
 };
 

@@ -22,6 +22,7 @@ struct Block {
   const T* weight;
   const T* pos_weight;
   const T* counts;  // 0 where the element does not count; null: all do
+  bool* outside;    // set where an input is out of the formula's range
   T* input_gradient;
   T* target_gradient;
   T* values;
@@ -34,11 +35,23 @@ template <class Formula, class T, Gradients kGradients>
                                    T gradient_scale, bool streaming) {
   using V = Vec<T>;
   constexpr unsigned kInputSeed = 1, kTargetSeed = 2;
+  const auto target_at = [&](int64_t i) {
+    if constexpr (targets_of<Formula> == Targets::kNone) {
+      return V(0);
+    } else {
+      return variable<kTargetSeed, kGradients == Gradients::kInputAndTarget>(
+          V::load(block.target + i));
+    }
+  };
   V sum(0);
+  Mask<T> outside{};
   for (int64_t i = 0; i < count; i += V::kLanes) {
-    const auto x = variable<kInputSeed, kGradients != Gradients::kNone>(V::load(block.input + i));
-    const auto t =
-        variable<kTargetSeed, kGradients == Gradients::kInputAndTarget>(V::load(block.target + i));
+    const V input = V::load(block.input + i);
+    if constexpr (has_range<Formula>) {
+      outside = outside | (input < T(Formula::kRange[0])) | (input > T(Formula::kRange[1]));
+    }
+    const auto x = variable<kInputSeed, kGradients != Gradients::kNone>(input);
+    const auto t = target_at(i);
     const V pos_weight = block.pos_weight ? V::load(block.pos_weight + i) : V(1);
     const auto result = Formula::loss(x, t, pos_weight, parameter);
     V value = detach(result);
@@ -67,6 +80,7 @@ template <class Formula, class T, Gradients kGradients>
     if (block.values) value.store(block.values + i);
     sum += value;
   }
+  if (any(outside)) *block.outside = true;
   return sum;
 }
 
@@ -84,7 +98,7 @@ T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient
     counts[kLanes] = {};
   T input_gradient[kLanes], target_gradient[kLanes], values[kLanes];
   copy(input, block.input + whole, rest);
-  copy(target, block.target + whole, rest);
+  if (block.target) copy(target, block.target + whole, rest);
   if (block.weight) copy(weight, block.weight + whole, rest);
   if (block.pos_weight) copy(pos_weight, block.pos_weight + whole, rest);
   for (int64_t i = 0; i < rest; ++i) counts[i] = block.counts ? block.counts[whole + i] : T(1);
@@ -93,6 +107,7 @@ T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient
                         .weight = block.weight ? weight : nullptr,
                         .pos_weight = block.pos_weight ? pos_weight : nullptr,
                         .counts = counts,
+                        .outside = block.outside,
                         .input_gradient = input_gradient,
                         .target_gradient = target_gradient,
                         .values = values};
@@ -148,19 +163,6 @@ void write(const T* stage, const Layout& layout, int operand, const Output& outp
   });
 }
 
-// The smallest position of a label out of range, over all threads.
-struct FirstBadLabel {
-  int64_t position = INT64_MAX;
-  int64_t label = 0;
-  int lock = 0;
-  void note(int64_t at, int64_t value) {
-    while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {
-    }
-    if (at < position) position = at, label = value;
-    __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
-  }
-};
-
 // Where the label of a row is. The rows are walked in the order of the layout's outer dimensions;
 // with a single class there is no dimension of classes, and every dimension is one of rows.
 FASTLOSS_INLINE int64_t label_offset(const PointwiseArguments& arguments, int64_t row) {
@@ -212,16 +214,19 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
       arguments.input_gradient && outlives_caches(layout.numel * int64_t{sizeof(T)}) &&
       is_direct<T>(layout, kPointwiseInputGradient, arguments.input_gradient.dtype);
   FirstBadLabel bad;
+  bool any_outside = false;
 
   const double sum = sum_over_chunks(
       execution, layout.numel, kSmallestChunk, [&](int64_t chunk_begin, int64_t chunk_end) {
         Stage<T> stage;
         double chunk_sum = 0.0;
+        bool outside = false;
         for (int64_t begin = chunk_begin; begin < chunk_end; begin += kBlock) {
           const int64_t end = begin + kBlock < chunk_end ? begin + kBlock : chunk_end;
           Block<T> block;
           block.input = read(stage.input, layout, kPointwiseInput, arguments.input, begin, end);
           block.counts = nullptr;
+          block.outside = &outside;
           if (arguments.target_kind == TargetKind::kClassIndex) {
             block.target = stage.target;
             if (!expand_labels(stage.target, stage.counts, arguments, begin, end, bad))
@@ -249,9 +254,11 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
           write(stage.values, layout, kPointwiseValues, values, begin, end);
         }
         if (streaming) streaming_fence();
+        if (outside) __atomic_store_n(&any_outside, true, __ATOMIC_RELAXED);
         return chunk_sum;
       });
-  if (bad.position != INT64_MAX) throw LabelOutOfRange{bad.position, bad.label, arguments.classes};
+  if (any_outside) throw InputOutOfRange{};
+  bad.throw_if_any(arguments.classes);
   store_total<T>(arguments.loss_output, arguments.loss_scale, sum);
 }
 

@@ -2,6 +2,10 @@
 // How CPU engines see tensors of any dtype and stride: as short runs of float or double in the L1
 // cache.
 #pragma once
+#include <cstddef>
+#include <memory>
+#include <new>
+
 #include "core/access.h"
 #include "core/half.h"
 #include "core/layout.h"
@@ -55,6 +59,22 @@ inline void load_strided(T* out, int64_t out_stride, const Input& in, int64_t of
   }
 }
 
+// Labels and the like.
+inline void load_integers(int64_t* out, const Input& in, int64_t offset, int64_t stride,
+                          int64_t count) {
+  const auto from = [&](auto* typed) { load_strided(out, 1, typed + offset, stride, count); };
+  switch (in.dtype) {
+    case DType::kUInt8:
+      return from(static_cast<const uint8_t*>(in.data));
+    case DType::kInt16:
+      return from(static_cast<const int16_t*>(in.data));
+    case DType::kInt32:
+      return from(static_cast<const int32_t*>(in.data));
+    default:
+      return from(static_cast<const int64_t*>(in.data));
+  }
+}
+
 template <class T, class Destination>
 FASTLOSS_INLINE void store_strided(Destination* out, int64_t stride, const T* in, int64_t in_stride,
                                    int64_t count) {
@@ -84,6 +104,24 @@ inline void store_strided(const Output& out, int64_t offset, int64_t stride, con
     default:
       return to(static_cast<float*>(out.data));
   }
+}
+
+template <class T>
+FASTLOSS_INLINE void copy(T* out, const T* in, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = in[i];
+}
+
+// Copies past the caches. The caller ends with streaming_fence().
+template <class T>
+inline void stream(T* out, const T* in, int64_t count) {
+  using V = Vec<T>;
+  const auto misplaced =
+      static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % FASTLOSS_VECTOR_BYTES / sizeof(T));
+  const int64_t head = misplaced == 0 ? 0 : V::kLanes - misplaced;
+  int64_t i = head < count ? head : count;
+  copy(out, in, i);
+  for (; i + V::kLanes <= count; i += V::kLanes) V::load(in + i).store_streaming(out + i);
+  copy(out + i, in + i, count - i);
 }
 
 // Calls visit(position, offsets, length) for each stretch of [begin, end) in which only dimension 0
@@ -120,10 +158,38 @@ FASTLOSS_INLINE void for_each_run(const Layout& layout, int64_t begin, int64_t e
   }
 }
 
+// Aligned memory for one task.
 template <class T>
-FASTLOSS_INLINE void copy(T* out, const T* in, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = in[i];
-}
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : memory_(static_cast<T*>(
+            ::operator new(static_cast<std::size_t>(count) * sizeof(T), kAlignment))) {}
+  T* get() const { return memory_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<T, Free> memory_;
+};
+
+// The smallest position of a label out of range, over all threads.
+struct FirstBadLabel {
+  int64_t position = INT64_MAX;
+  int64_t label = 0;
+  int lock = 0;
+  void note(int64_t at, int64_t value) {
+    while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {
+    }
+    if (at < position) position = at, label = value;
+    __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
+  }
+  void throw_if_any(int64_t largest) const {
+    if (position != INT64_MAX) throw LabelOutOfRange{position, label, largest};
+  }
+};
 
 // A vector of as many numbers as there are, and zeros.
 template <class T>

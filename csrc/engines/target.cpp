@@ -19,8 +19,15 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        box_pair,
                        box_matrix,
                        box_crowd,
+                       softmax,
+                       label_total,
+                       region_sums,
+                       region_gradient,
+                       region_errors,
+                       ranked_region,
                        pairs_scratch,
                        pairs,
+                       triplet,
                        scale};
 
 }  // namespace fastloss::FASTLOSS_TARGET

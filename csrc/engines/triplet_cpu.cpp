@@ -108,7 +108,7 @@ template <class Formula, class T, bool kSwap, bool kGradient>
     const T by_sum[3] = {factor * derivative<1>(loss), factor * derivative<2>(loss),
                          factor * derivative<4>(loss)};
     const bool is_flat = by_sum[0] == T(0) && by_sum[1] == T(0) && by_sum[2] == T(0);
-    for_each_vector<T>(features, [&](const auto& load, const auto& store, const auto& inside) {
+    for_each_vector<T>(features, [&](const auto& load, const auto& store, const auto&) {
       V slope[3] = {V(0), V(0), V(0)};
       if (!is_flat) {  // else also where a difference is infinite
         V difference[3];

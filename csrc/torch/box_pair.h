@@ -11,8 +11,7 @@ struct BoxPairEngine {
   static constexpr bool kSecondHasGradient = true;
 
   static const LossInfo& check(const Tensor& boxes1, const Tensor& boxes2, const Options& options) {
-    const LossList& losses = catalogue().box_pair;
-    const LossInfo& info = losses.begin[check_loss(losses, options.loss, options.parameters)];
+    const LossInfo& info = options.info(catalogue().box_pair);
     options.kind();
     check_boxes(options.loss, "boxes1", boxes1);
     check_boxes(options.loss, "boxes2", boxes2);
@@ -100,7 +99,7 @@ struct BoxPairEngine {
   }
 
   // The upstream gradient of the unreduced loss is one number for the four coordinates of a box.
-  static Tensor upstream_of(const Tensor& upstream) {
+  static Tensor upstream_of(const Options& /*options*/, const Tensor& upstream) {
     return upstream.dim() == 0 ? upstream : upstream.unsqueeze(-1);
   }
 };

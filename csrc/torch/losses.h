@@ -3,7 +3,6 @@
 // operators: parameters, one extra tensor, the options of the reduction, autograd. An engine's own
 // part, the checks, the shapes and the call of the kernel, is a struct in the header of its name.
 #pragma once
-#include <ATen/ops/count_nonzero.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
@@ -18,9 +17,10 @@ namespace fastloss {
 
 // Everything but the two tensors, as the operators pass it on and backward needs it again.
 struct Options {
-  std::string loss;
+  std::string loss;      // the formula
+  std::string function;  // what messages call it
   c10::SmallVector<double, kMaxParameters> parameters;
-  // pointwise: pos_weight; box_pair: the parameter that lives on the device; pairs: the mask
+  // pointwise: pos_weight, quantiles; box_pair: what lives on the device; pairs: the mask
   OptionalTensor extra;
   OptionalTensor weight;
   std::string reduction;
@@ -31,6 +31,7 @@ struct Options {
           const OptionalTensor& weight, std::string_view reduction,
           const OptionalTensor& avg_factor, OptionalNumber avg_number)
       : loss(loss),
+        function(public_name(loss)),
         parameters(parameters.begin(), parameters.end()),
         extra(extra),
         weight(weight),
@@ -38,8 +39,11 @@ struct Options {
         avg_factor(avg_factor),
         avg_number(avg_number) {}
 
+  const LossInfo& info(const LossList& losses) const {
+    return losses.begin[check_loss(losses, loss, parameters)];
+  }
   bool has_avg_factor() const { return avg_factor || avg_number; }
-  Reduction kind() const { return check_reduction(loss, reduction, has_avg_factor()); }
+  Reduction kind() const { return check_reduction(function, reduction, has_avg_factor()); }
 
   template <class Operator, class... More>
   auto call(const Operator& op, const Tensor& first, const Tensor& second, More... more) const {
@@ -65,8 +69,8 @@ struct Mean {
 
 inline Mean divide_by(double number) { return {number == 0.0 ? 0.0 : 1.0 / number, {}}; }
 
-// The mean divides by avg_factor, by Σ weight or by the number of elements that count. `rows` holds
-// True for the rows of elements that count, where not all do.
+// The mean divides by avg_factor, by Σ weight or by the number of elements. `rows`, only for
+// weighted means, holds True for the rows of elements that count, where not all do.
 inline Mean mean_of(const LossInfo& info, const Options& options, const Tensor& values,
                     at::ScalarType type, const OptionalTensor& rows) {
   if (options.kind() != Reduction::kMean) return {};
@@ -80,9 +84,6 @@ inline Mean mean_of(const LossInfo& info, const Options& options, const Tensor& 
   const double numel = static_cast<double>(values.numel());
   const bool weighted = options.weight && info.weighted_mean;
   if (rows) {
-    if (!weighted)
-      return {numel == 0.0 ? 0.0 : static_cast<double>(rows->numel()) / numel,
-              at::count_nonzero(*rows).to(type)};
     const Tensor row_weight = options.weight->detach().to(type).expand(values.sizes()).sum(-1);
     return {1.0, at::where(*rows, row_weight, at::zeros_like(row_weight)).sum()};
   }
@@ -215,7 +216,7 @@ struct LossFunction : torch::autograd::Function<Derived> {
       const LossInfo& info = Engine::check(inputs[0], inputs[1], saved.options);
       upstream = Engine::mean(info, inputs[0], inputs[1], saved.options).times(upstream);
     }
-    upstream = Engine::upstream_of(upstream);
+    upstream = Engine::upstream_of(saved.options, upstream);
     variable_list result(3);
     for (int i = 0; i < 2; ++i) {
       if (needs[i]) result[i] = scaled(std::move(gradients[i]), upstream);

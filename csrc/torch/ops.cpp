@@ -15,7 +15,11 @@
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
 #include "torch/pairs.h"
+#include "torch/linear_cross_entropy.h"
 #include "torch/pointwise.h"
+#include "torch/ranked_region.h"
+#include "torch/region.h"
+#include "torch/softmax.h"
 
 namespace fastloss {
 namespace {
@@ -59,11 +63,19 @@ TORCH_LIBRARY(fastloss, library) {
       "float[] parameters, Tensor? extra, Tensor? weight, str reduction, Tensor? avg_factor, "
       "float? avg_number";
   const std::string pointwise = "str loss, Tensor input, Tensor target, " + two_tensors;
+  const std::string softmax = "str loss, Tensor input, Tensor target, " + two_tensors;
   const std::string box_pair = "str loss, Tensor boxes1, Tensor boxes2, " + two_tensors;
   const std::string matrix = "str kind, Tensor boxes1, Tensor boxes2, float[] parameters";
   const std::string crowd =
       "str loss, Tensor boxes, Tensor target_boxes, Tensor target_index, Tensor? batch_index, "
       "Tensor? target_batch_index, float[] parameters, str reduction";
+  const std::string region =
+      "str loss, Tensor input, Tensor target, float[] parameters, str activation, bool "
+      "squared_pred, bool include_background, bool batch, Tensor? weight, int? ignore_index, str "
+      "reduction";
+  const std::string ranked =
+      "str loss, Tensor input, Tensor target, bool present, bool per_image, int? ignore_index, str "
+      "reduction";
 
   const std::string pairs = "str loss, Tensor scores, Tensor relevance, " + two_tensors;
 
@@ -71,6 +83,20 @@ TORCH_LIBRARY(fastloss, library) {
   define("pointwise(" + pointwise + ") -> Tensor");
   define("pointwise_reference(" + pointwise + ") -> Tensor");
   define("pointwise_forward(" + pointwise + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
+  define("softmax(" + softmax + ") -> Tensor");
+  define("softmax_reference(" + softmax + ") -> Tensor");
+  define("softmax_forward(" + softmax + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
+  define(
+      "label_total(str loss, str argument, Tensor labels, int? ignore_index, bool "
+      "negatives_ignored, "
+      "SymInt largest, Tensor? class_weight, ScalarType dtype) -> Tensor");
+  const std::string linear =
+      "str loss, Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
+      "float[] parameters, Tensor? weight, str reduction, Tensor? avg_factor, float? avg_number";
+  define("linear_cross_entropy(" + linear + ") -> Tensor");
+  define("linear_cross_entropy_reference(" + linear + ") -> Tensor");
+  define("linear_cross_entropy_forward(" + linear +
+         ", Tensor? upstream, bool[3] needs) -> (Tensor, Tensor, Tensor, Tensor)");
   define("box_pair(" + box_pair + ") -> Tensor");
   define("box_pair_reference(" + box_pair + ") -> Tensor");
   define("box_pair_forward(" + box_pair + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
@@ -85,6 +111,16 @@ TORCH_LIBRARY(fastloss, library) {
   define("box_crowd_reference(" + crowd + ") -> Tensor");
   define("box_crowd_forward(" + crowd +
          ", Tensor? upstream, bool needs_gradient) -> (Tensor, Tensor)");
+  define("region(" + region + ") -> Tensor");
+  define("region_reference(" + region + ") -> Tensor");
+  define("region_forward(" + region + ") -> (Tensor, Tensor)");
+  define("region_backward(Tensor upstream, Tensor slopes, " + region + ") -> Tensor");
+  define("ranked_region(" + ranked + ") -> Tensor");
+  define("ranked_region_reference(" + ranked + ") -> Tensor");
+  define("ranked_region_forward(" + ranked + ", bool needs_gradient) -> (Tensor, Tensor, Tensor)");
+  define(
+      "ranked_region_backward(Tensor upstream, Tensor steps, Tensor slopes, Tensor input, bool "
+      "per_image, bool ignores, str reduction) -> Tensor");
   define("pairs(" + pairs + ") -> Tensor");
   define("pairs_reference(" + pairs + ") -> Tensor");
   define("pairs_forward(" + pairs + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
@@ -93,11 +129,18 @@ TORCH_LIBRARY(fastloss, library) {
   // The entries only check and choose, so tracing may look through them.
   library.impl("pointwise", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<PointwiseLoss>));
+  library.impl("softmax", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(loss_entry<SoftmaxLoss>));
+  library.impl("linear_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(linear_cross_entropy_entry));
   library.impl("box_pair", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<BoxPairLoss>));
   library.impl("box_matrix", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(box_matrix_entry));
   library.impl("box_crowd", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(box_crowd_entry));
+  library.impl("region", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(region_entry));
+  library.impl("ranked_region", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(ranked_region_entry));
   library.impl("pairs", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<PairsLoss>));
 
@@ -106,19 +149,36 @@ TORCH_LIBRARY(fastloss, library) {
     library.impl(name, c10::DispatchKey::FuncTorchBatchedDecomposition, entry);
   };
   under_vmap("pointwise", TORCH_FN(loss_entry<PointwiseLoss>));
+  under_vmap("softmax", TORCH_FN(loss_entry<SoftmaxLoss>));
+  under_vmap("linear_cross_entropy", TORCH_FN(linear_cross_entropy_entry));
   under_vmap("box_pair", TORCH_FN(loss_entry<BoxPairLoss>));
   under_vmap("box_matrix", TORCH_FN(box_matrix_entry));
   under_vmap("box_crowd", TORCH_FN(box_crowd_entry));
+  under_vmap("region", TORCH_FN(region_entry));
+  under_vmap("ranked_region", TORCH_FN(ranked_region_entry));
   under_vmap("pairs", TORCH_FN(loss_entry<PairsLoss>));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));
+  register_kernels("softmax_forward", TORCH_FN(forward_kernel<SoftmaxEngine>),
+                   TORCH_FN(forward_meta<SoftmaxEngine>));
+  register_kernels("linear_cross_entropy_forward", TORCH_FN(linear_cross_entropy_kernel),
+                   TORCH_FN(linear_cross_entropy_meta));
+  register_kernels("label_total", TORCH_FN(label_total_kernel), TORCH_FN(label_total_meta));
   register_kernels("box_pair_forward", TORCH_FN(forward_kernel<BoxPairEngine>),
                    TORCH_FN(forward_meta<BoxPairEngine>));
   register_kernels("box_matrix_forward", TORCH_FN(box_matrix_kernel), TORCH_FN(box_matrix_meta));
   register_kernels("box_matrix_backward", TORCH_FN(box_matrix_backward_kernel),
                    TORCH_FN(box_matrix_backward_meta));
   register_kernels("box_crowd_forward", TORCH_FN(box_crowd_kernel), TORCH_FN(box_crowd_meta));
+  register_kernels("region_forward", TORCH_FN(region_forward_kernel),
+                   TORCH_FN(region_forward_meta));
+  register_kernels("region_backward", TORCH_FN(region_backward_kernel),
+                   TORCH_FN(region_backward_meta));
+  register_kernels("ranked_region_forward", TORCH_FN(ranked_region_forward_kernel),
+                   TORCH_FN(ranked_region_forward_meta));
+  register_kernels("ranked_region_backward", TORCH_FN(ranked_region_backward_kernel),
+                   TORCH_FN(ranked_region_backward_meta));
   register_kernels("pairs_forward", TORCH_FN(forward_kernel<PairsEngine>),
                    TORCH_FN(forward_meta<PairsEngine>));
   register_kernels("scale_", TORCH_FN(scale_kernel), TORCH_FN(scale_meta));

@@ -75,7 +75,7 @@ struct PairsEngine {
   }
 
   // The upstream gradient of the unreduced loss is one number for the items of a list.
-  static Tensor upstream_of(const Tensor& upstream) {
+  static Tensor upstream_of(const Options& /*options*/, const Tensor& upstream) {
     return upstream.dim() == 0 ? upstream : upstream.unsqueeze(-1);
   }
 

@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: MIT
 """The losses as modules: options in the constructor, tensors in the call."""
 
-from . import boxes, classification, ranking, regression
+from . import boxes, classification, generative, ranking, regression, segmentation
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
+from .generative import *  # noqa: F403
 from .ranking import *  # noqa: F403
 from .regression import *  # noqa: F403
+from .segmentation import *  # noqa: F403
 
-__all__ = [*boxes.__all__, *classification.__all__, *ranking.__all__, *regression.__all__]
+__all__ = [
+    *boxes.__all__,
+    *classification.__all__,
+    *generative.__all__,
+    *ranking.__all__,
+    *regression.__all__,
+    *segmentation.__all__,
+]

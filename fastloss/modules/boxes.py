@@ -13,6 +13,7 @@ __all__ = [
     "BoxIoULoss",
     "CompleteBoxIoULoss",
     "DistanceBoxIoULoss",
+    "DistributionFocalLoss",
     "EfficientBoxIoULoss",
     "GeneralizedBoxIoULoss",
     "NormalizedWassersteinLoss",
@@ -276,3 +277,22 @@ class RepulsionLoss(Loss):
             target_batch_index=target_batch_index,
             **self.options(),
         )
+
+
+class DistributionFocalLoss(Loss):
+    """Distribution focal loss: :func:`fastloss.functional.distribution_focal_loss`."""
+
+    function = staticmethod(functional.distribution_focal_loss)
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """The loss of logits (..., bins) against positions (...,)."""
+        return self.function(input, target, weight=weight, avg_factor=avg_factor, **self.options())

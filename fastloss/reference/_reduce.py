@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every reference shares: compute dtype, safe power and reduction."""
+"""What every reference shares: compute dtype, safe power and root, reduction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["power", "promote", "reduce_loss", "safe_reciprocal"]
+__all__ = ["power", "promote", "reduce_loss", "root", "safe_reciprocal"]
 
 
 class _FromHalf(torch.autograd.Function):
@@ -51,6 +51,13 @@ def power(base: Tensor, exponent: float) -> Tensor:
     return torch.where(small, tiny**exponent, torch.where(small, 1.0, base).pow(float(exponent)))
 
 
+def root(value: Tensor) -> Tensor:
+    """The square root, with a derivative of 0 at 0 instead of infinity."""
+    positive = value > 0
+    # value * 0: NaN stays NaN.
+    return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), value * 0.0)
+
+
 def safe_reciprocal(value: Tensor) -> Tensor:
     """``1 / value``, and 0 where the value is 0."""
     zero = value == 0
@@ -65,6 +72,7 @@ def reduce_loss(
     *,
     weighted_mean: bool = True,
     counted: Tensor | None = None,
+    divisor: Tensor | None = None,
 ) -> Tensor:
     """Weights and reduces the loss of every element.
 
@@ -75,6 +83,7 @@ def reduce_loss(
         avg_factor: Number or 0-d tensor that ``"mean"`` divides by. None: what the mean counts.
         weighted_mean: Whether ``"mean"`` divides by the sum of the weights instead of their number.
         counted: Boolean, broadcastable to ``loss``: the elements that ``"mean"`` counts. None: all.
+        divisor: 0-d tensor that ``"mean"`` divides by, in place of what it would count.
 
     Returns:
         The loss, reduced. A mean over nothing (or over weights that add up to 0) is 0.
@@ -95,6 +104,8 @@ def reduce_loss(
         return loss.sum()
     if avg_factor is not None:
         divisor = torch.as_tensor(avg_factor, dtype=loss.dtype, device=loss.device)
+    elif divisor is not None:
+        divisor = divisor.to(loss.dtype)
     elif weight is not None and weighted_mean:
         share = weight if counted is None else weight * counted
         divisor = share.expand_as(loss).sum()

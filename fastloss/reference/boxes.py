@@ -15,6 +15,7 @@ __all__ = [
     "box_iou_loss",
     "complete_box_iou_loss",
     "distance_box_iou_loss",
+    "distribution_focal_loss",
     "efficient_box_iou_loss",
     "generalized_box_iou_loss",
     "normalized_wasserstein_loss",
@@ -431,3 +432,23 @@ def pairwise_box_iou(
     if kind == "nwd":
         return torch.exp(-_squared_wasserstein(pair, eps).sqrt() / PAIRWISE_CONSTANT)
     raise ValueError(f"pairwise_box_iou: unknown kind {kind!r}")
+
+
+def distribution_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    *,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``-(i + 1 - y) ln p_i - (y - i) ln p_{i+1}``, with i the integer below y."""
+    input, target = promote(input, target)
+    position = target.clamp(0, input.shape[-1] - 1 - 0.01)
+    lower = position.detach().nan_to_num().long()
+    upper_share = position - lower
+    log_probability = input.log_softmax(-1)
+    of_lower = log_probability.gather(-1, lower.unsqueeze(-1)).squeeze(-1)
+    of_upper = log_probability.gather(-1, lower.unsqueeze(-1) + 1).squeeze(-1)
+    loss = -(1 - upper_share) * of_lower - upper_share * of_upper
+    return reduce_loss(loss, weight, reduction, avg_factor)

@@ -86,6 +86,16 @@ struct Exp {
   static double reference(double x) { return ::exp(x); }
   static long double reference(long double x) { return ::expl(x); }
 };
+// exp_nonpositive; positive numbers are folded into its half line.
+struct ExpNonpositive {
+  static constexpr const char* kName = "exp_nonpositive";
+  template <class X>
+  static auto of(X x) {
+    return exp_nonpositive(-abs(x));
+  }
+  static double reference(double x) { return ::exp(-::fabs(x)); }
+  static long double reference(long double x) { return ::expl(-::fabsl(x)); }
+};
 struct Log {
   static constexpr const char* kName = "log";
   template <class X>
@@ -671,6 +681,7 @@ int run(int argc, char** argv) {
   check_function<Exp>(stride, 2.0, 4.0);
   check_function<Log>(stride, 2.0, 4.0);
   check_function<Log1p>(stride, 2.0, 4.0);
+  check_function<ExpNonpositive>(stride, 2.0, 4.0);
   check_function<Log1pUnit>(stride, 2.0, 4.0);
   check_function<Atan>(stride, 2.0, 4.0);
   check_function<Tanh>(stride, 2.0, 4.0);

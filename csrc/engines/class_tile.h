@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+// How CPU engines see tensors whose class dimension is strided, as (B, C, H, W): as tiles of all
+// classes of a few hundred consecutive pixels, [class][pixel], in the L1 cache. The lanes of a
+// vector are pixels.
+//
+// Class planes are often a power of two apart, so that all classes of a pixel fall into one set of
+// the cache and push each other out. A tile is therefore filled row by row, each a stretch of one
+// plane, and only then read across the classes.
+//
+//   ClassTile<T> tile(classes);             // one per task: it owns memory
+//   for (int64_t begin = ...; begin < end; begin += tile.pixels()) {
+//     const int64_t stop = std::min(end, begin + tile.pixels());
+//     tile.load(input, layout, {operand, class_stride}, begin, stop);
+//     for (int64_t i = 0; i < stop - begin; i += Vec<T>::kLanes)
+//       for (int64_t c = 0; c < classes; ++c) ... Vec<T>::load(tile.row(c) + i) ...
+//     tile.store(output, layout, {operand, class_stride}, begin, stop, streaming);
+//   }
+//   if (streaming) streaming_fence();
+//
+// `layout` walks every dimension but that of the classes.
+#pragma once
+#include <algorithm>
+
+#include "core/vec.h"
+#include "engines/staging.h"
+
+namespace fastloss::FASTLOSS_TARGET {
+
+// Where an operand of a layout over pixels has its classes.
+struct ClassAxis {
+  int operand;
+  int64_t class_stride;
+  int64_t base = 0;  // the element that the layout's offsets count from
+};
+
+// Memory that a later tile is loaded from. A tile's rows are too short for the processor to see
+// them coming: asked for while the tile before is worked on, a vector at a time, they take a third
+// off the time of a softmax. (Asked for all at once they are not: requests queue.)
+struct ClassAhead {
+  const char* first;
+  int64_t class_bytes, pixel_bytes;
+  // Inlined by force: GCC takes a function that only prefetches for one without effect.
+  FASTLOSS_INLINE void ask(int64_t c, int64_t pixel) const {
+    __builtin_prefetch(first + (c * class_bytes + pixel * pixel_bytes), 0, /*locality: L2*/ 2);
+  }
+};
+
+template <class T>
+class ClassTile {
+ public:
+  explicit ClassTile(int64_t classes)
+      : classes_(classes), pixels_(pixels_for(classes)), memory_(classes * pixels_) {}
+
+  static constexpr int64_t kMostPixels = 512;
+
+  // The most pixels this tile holds: a multiple of a cache line.
+  int64_t pixels() const { return pixels_; }
+  T* row(int64_t c) { return memory_.get() + c * pixels_; }
+  const T* row(int64_t c) const { return memory_.get() + c * pixels_; }
+
+  // Pixels [begin, end) of the layout's walk. What is left of the last vector becomes 0.
+  void load(const Input& input, const Layout& layout, const ClassAxis& axis, int64_t begin,
+            int64_t end) {
+    for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
+      const int64_t first = axis.base + offsets[axis.operand];
+      const int64_t stride = layout.dims > 0 ? layout.stride[axis.operand][0] : 1;
+      for (int64_t c = 0; c < classes_; ++c) {
+        T* to = row(c) + position;
+        const int64_t from = first + c * axis.class_stride;
+        if (input.dtype == dtype_of<T> && stride == 1) {
+          std::copy_n(static_cast<const T*>(input.data) + from, length, to);
+        } else {
+          load_strided(to, 1, input, from, stride, length);
+        }
+      }
+    });
+    const int64_t count = end - begin, whole = padded(count);
+    if (whole == count) return;
+    for (int64_t c = 0; c < classes_; ++c) std::fill(row(c) + count, row(c) + whole, T(0));
+  }
+
+  // The classes of the pixels from `begin` on, to be asked for ahead.
+  static ClassAhead ahead(const Input& input, const Layout& layout, const ClassAxis& axis,
+                          int64_t begin) {
+    const int64_t size = item_size(input.dtype);
+    const char* data = static_cast<const char*>(input.data) + axis.base * size;
+    if (!layout.is_even(axis.operand, 1)) return {data, 0, 0};
+    return {data + begin * size, axis.class_stride * size, size};
+  }
+
+  // The inverse. With `streaming`, rows that need no conversion go past the caches: the caller
+  // ends with streaming_fence().
+  void store(const Output& output, const Layout& layout, const ClassAxis& axis, int64_t begin,
+             int64_t end, bool streaming) const {
+    for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
+      const int64_t first = axis.base + offsets[axis.operand];
+      const int64_t stride = layout.dims > 0 ? layout.stride[axis.operand][0] : 1;
+      for (int64_t c = 0; c < classes_; ++c) {
+        const T* from = row(c) + position;
+        const int64_t to = first + c * axis.class_stride;
+        if (output.dtype == dtype_of<T> && stride == 1) {
+          copy_out(static_cast<T*>(output.data) + to, from, length, streaming);
+        } else {
+          store_strided(output, to, stride, from, 1, length);
+        }
+      }
+    });
+  }
+
+  // A number of pixels, rounded up to whole vectors.
+  static constexpr int64_t padded(int64_t count) {
+    return (count + Vec<T>::kLanes - 1) / Vec<T>::kLanes * Vec<T>::kLanes;
+  }
+
+ private:
+  // Most of the L1 cache, but never so few pixels that a row is a line or two: the processor
+  // prefetches along rows. Tens of thousands of classes get a line each.
+  static int64_t pixels_for(int64_t classes) {
+    constexpr int64_t kMostOfL1 = 20 << 10, kHalfOfL2 = 512 << 10, kLine = 64 / int64_t{sizeof(T)},
+                      kShortest = 64;
+    const int64_t in_l1 = kMostOfL1 / int64_t{sizeof(T)} / classes;
+    if (in_l1 >= kShortest) return std::min(in_l1 / kLine * kLine, kMostPixels);
+    return classes * kShortest * int64_t{sizeof(T)} <= kHalfOfL2 ? kShortest : kLine;
+  }
+
+  static void copy_out(T* to, const T* from, int64_t count, bool streaming) {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    int64_t i = 0;
+    if (streaming) {
+      for (; i + kLanes <= count; i += kLanes) Vec<T>::load(from + i).store_streaming(to + i);
+    }
+    std::copy_n(from + i, count - i, to + i);
+  }
+
+  int64_t classes_;
+  int64_t pixels_;
+  Scratch<T> memory_;
+};
+
+}  // namespace fastloss::FASTLOSS_TARGET

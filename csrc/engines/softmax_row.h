@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+// What the CPU and the CUDA side of the engine `softmax` compute alike: the formula on what a row
+// came down to, for numbers and for vectors of rows.
+#pragma once
+#include "losses/softmax.h"
+
+namespace fastloss::FASTLOSS_TARGET {
+
+template <class Formula>
+constexpr ClassTarget class_target = SoftmaxLosses::info<Formula>().class_target;
+template <class Formula>
+constexpr bool has_probabilities = class_target<Formula> == ClassTarget::kProbabilities;
+template <class Formula>
+constexpr bool blends_classes = requires { Formula::kBlendsClasses; };
+template <class Formula>
+constexpr bool reads_row = !std::is_same_v<typename Formula::Statistic, NoStatistic>;
+
+// A row's sums over its logits, all relative to the shift.
+template <class V>
+struct RowSums {
+  V sum;        // of the statistic's terms
+  V slope_sum;  // of its slopes, where the shift is the picked logit
+  V picked;     // less the shift
+  V blend, mass;
+  V shift;
+  V weight;
+};
+
+// The loss of a row, and what each kind of slope is multiplied with to give the gradient.
+template <class V>
+struct RowResult {
+  V loss, to_statistic, to_picked, to_blend;
+};
+
+template <class Formula, bool kGradient, class V, class T>
+FASTLOSS_INLINE RowResult<V> evaluate_row(const RowSums<V>& row, V inverse_classes,
+                                          const T* parameter) {
+  using Statistic = typename Formula::Statistic;
+  constexpr unsigned kStatisticSeed = 1, kPickedSeed = 2, kBlendSeed = 4;
+  const auto statistic = variable < kStatisticSeed,
+             kGradient && reads_row < Formula >> (Statistic::value(row.sum));
+  const auto picked = variable < kPickedSeed,
+             kGradient && !has_probabilities < Formula >> (row.picked);
+  const auto blend = variable < kBlendSeed, kGradient && blends_classes < Formula >> (row.blend);
+  const RowOfLogits<std::remove_const_t<decltype(statistic)>, std::remove_const_t<decltype(picked)>,
+                    std::remove_const_t<decltype(blend)>, V>
+      logits{statistic, picked, blend, row.shift, row.weight, row.mass, inverse_classes};
+  const auto loss = Formula::loss(logits, parameter);
+  RowResult<V> result{detach(loss), derivative<kStatisticSeed>(loss), derivative<kPickedSeed>(loss),
+                      derivative<kBlendSeed>(loss)};
+  if constexpr (Statistic::kShiftIsPicked)
+    result.to_picked = result.to_picked - result.to_statistic * row.slope_sum;
+  if constexpr (Statistic::kSlopesOverSum)
+    result.to_statistic = select(row.sum == V(0), V(0), result.to_statistic / row.sum);
+  return result;
+}
+
+// Two neighbouring classes, and the share of the upper one.
+template <class T>
+struct Neighbours {
+  int64_t lower;
+  T upper_share;
+};
+template <class T>
+FASTLOSS_INLINE Neighbours<T> around(T position, int64_t classes) {
+  const T last = T(classes - 1) - T(0.01);
+  const T clamped = position < T(0) ? T(0) : position > last ? last : position;
+  const int64_t lower = is_nan(clamped) ? 0 : static_cast<int64_t>(clamped);
+  return {lower, clamped - T(lower)};
+}
+
+template <class T>
+FASTLOSS_INLINE T interpolate(T lower, T upper, T upper_share) {
+  return lower + upper_share * (upper - lower);
+}
+
+// A target probability as the share of its class in the loss.
+template <class V>
+FASTLOSS_INLINE V smoothed(V probability, V smoothing, V inverse_classes) {
+  return probability * (V(1) - smoothing) + smoothing * inverse_classes;
+}
+
+// Logits that cannot leave (-cap, cap). Gemma Team 2024, Gemma 2, arXiv 2408.00118.
+template <class V>
+FASTLOSS_INLINE V softcapped(V logit, V cap) {
+  return cap * tanh(logit / cap);
+}
+template <class V>
+FASTLOSS_INLINE V softcap_slope(V capped, V cap) {
+  return V(1) - square(capped / cap);
+}
+
+}  // namespace fastloss::FASTLOSS_TARGET

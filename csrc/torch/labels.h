@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+// The engine `label_total` as an operator, and what all engines say of a label out of range.
+#pragma once
+#include <string>
+
+#include "torch/checks.h"
+#include "torch/tensors.h"
+
+namespace fastloss {
+
+// Runs a CPU kernel that reads labels, and turns what it throws into the IndexError of the loss.
+template <class Run>
+void with_label_errors(std::string_view loss, std::string_view argument, const Tensor& labels,
+                       const IgnoredLabels& ignored, const Run& run) {
+  try {
+    run();
+  } catch (const LabelOutOfRange& bad) {
+    c10::SmallVector<int64_t, 5> position(static_cast<size_t>(labels.dim()));
+    int64_t rest = bad.position;
+    for (int64_t d = labels.dim() - 1; d >= 0; --d) {
+      position[static_cast<size_t>(d)] = rest % labels.size(d);
+      rest /= labels.size(d);
+    }
+    std::string besides;
+    if (ignored.negatives)
+      besides = c10::str(" (", bad.largest, ": background; negative: ignored)");
+    if (ignored.has_index) besides = c10::str(" or ignore_index, ", ignored.index);
+    TORCH_CHECK_INDEX(false, public_name(loss), ": ", argument, " must be a class index in [0, ",
+                      bad.largest, "]", besides, ", got ", bad.label, " at position ",
+                      at::IntArrayRef(position));
+  }
+}
+
+inline Tensor label_total_meta(std::string_view /*loss*/, std::string_view /*argument*/,
+                               const Tensor& labels, OptionalInteger /*ignore_index*/,
+                               bool /*negatives_ignored*/, c10::SymInt /*largest*/,
+                               const OptionalTensor& /*class_weight*/, at::ScalarType type) {
+  return at::empty({}, labels.options().dtype(type));
+}
+
+inline Tensor label_total_kernel(std::string_view loss, std::string_view argument,
+                                 const Tensor& labels, OptionalInteger ignore_index,
+                                 bool negatives_ignored, c10::SymInt largest,
+                                 const OptionalTensor& class_weight, at::ScalarType type) {
+  Tensor total = at::empty({}, labels.options().dtype(type));
+  if (labels.numel() == 0) return total.zero_();
+  LabelTotalArguments arguments;
+  Tensor rows = labels;
+  const auto layout = [&] {
+    return try_layout(arguments.layout, rows.sizes(), {&rows}, /*keep_order=*/true);
+  };
+  if (!layout()) {  // more dimensions than a layout holds
+    rows = rows.contiguous();
+    layout();
+  }
+  arguments.labels = input_of(rows);
+  arguments.ignored = {ignore_index.has_value(), ignore_index.value_or(0), negatives_ignored};
+  arguments.largest = largest.expect_int();
+  const Tensor weight = class_weight ? class_weight->to(type).contiguous() : Tensor();
+  if (weight.defined()) arguments.class_weight = input_of(weight);
+  arguments.total = total.mutable_data_ptr();
+  arguments.is_double = type == at::kDouble;
+  const Launch launch(labels);
+  with_label_errors(loss, argument, labels, arguments.ignored,
+                    [&] { launch.backend().label_total(arguments, launch.execution()); });
+  return total;
+}
+
+// Σ over the rows that count of their class weight, or their number: what a mean divides by. Labels
+// that count are in [0, largest].
+inline Tensor label_total(std::string_view loss, std::string_view argument, const Tensor& labels,
+                          const IgnoredLabels& ignored, c10::SymInt largest,
+                          const OptionalTensor& class_weight, at::ScalarType type) {
+  static const auto op = find_operator<LabelTotalSignature>("fastloss::label_total");
+  return op.call(loss, argument, labels,
+                 ignored.has_index ? OptionalInteger(ignored.index) : std::nullopt,
+                 ignored.negatives, std::move(largest), class_weight, type);
+}
+
+}  // namespace fastloss
