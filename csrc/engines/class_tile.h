@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// How CPU engines see tensors whose class dimension is strided, as (B, C, H, W): as tiles of all
-// classes of a few hundred consecutive pixels, [class][pixel], in the L1 cache. The lanes of a
-// vector are pixels.
+// How CPU engines see tensors whose class dimension is strided, as (B, C, H, W), or whose rows are
+// narrow: as tiles of all classes of a few hundred consecutive pixels, [class][pixel], in the L1
+// cache. The lanes of a vector are pixels.
 //
 // Class planes are often a power of two apart, so that all classes of a pixel fall into one set of
 // the cache and push each other out. A tile is therefore filled row by row, each a stretch of one

@@ -183,26 +183,26 @@ class Engine {
                       rows_.count);
         // Locals and no branches: this is done in vectors.
         const IgnoredLabels ignored = arguments().ignored;
-        const int64_t classes = classes_, count = rows_.count;
+        const T* const weights = engine_.weights_;
+        const int64_t count = rows_.count;
+        const auto exists = [classes = classes_](int64_t label) {
+          return label >= 0 && label < classes;
+        };
         int64_t bad = 0;
         for (int64_t r = 0; r < count; ++r) {
-          const int64_t label = rows_.label[r];
-          const bool counts = !is_ignored(ignored, label), exists = label >= 0 && label < classes;
-          bad += counts & !exists;
-          rows_.counts[r] = counts ? T(1) : T(0);
+          const bool counts = !is_ignored(ignored, rows_.label[r]);
+          bad += counts & !exists(rows_.label[r]);
+          rows_.counts[r] = T(counts);
         }
         for (int64_t r = 0; bad > 0 && r < count; ++r) {
-          const int64_t label = rows_.label[r];
-          if (rows_.counts[r] != T(0) && (label < 0 || label >= classes))
-            engine_.bad_.note(first + r, label);
+          if (rows_.counts[r] != T(0) && !exists(rows_.label[r]))
+            engine_.bad_.note(first + r, rows_.label[r]);
         }
         for (int64_t r = 0; r < count; ++r) {
-          const int64_t label = rows_.label[r];
-          rows_.label[r] = label >= 0 && label < classes ? label : 0;
-          rows_.weight[r] = T(1);
+          const int64_t label = exists(rows_.label[r]) ? rows_.label[r] : 0;
+          rows_.label[r] = label;
+          rows_.weight[r] = weights ? weights[label] : T(1);
         }
-        for (int64_t r = 0; engine_.weights_ && r < count; ++r)
-          rows_.weight[r] = engine_.weights_[rows_.label[r]];
         return;
       }
       if constexpr (kTarget == ClassTarget::kPosition) {
@@ -493,7 +493,8 @@ class Engine {
       }
     }
 
-    // ---- rows whose classes are strided: lanes are rows, a tile holds [classes, pitch] ----
+    // ---- rows in columns, see works_in_columns(): lanes are rows, a tile holds [classes, pitch]
+    // ----
 
     ClassAxis axis(int operand) const { return {operand, class_stride(operand)}; }
 
