@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// How CPU engines see tensors whose class dimension is strided, as (B, C, H, W): as tiles of all
-// classes of a few hundred consecutive pixels, [class][pixel], in the L1 cache. The lanes of a
-// vector are pixels.
+// How CPU engines see tensors whose class dimension is strided, as (B, C, H, W), or whose rows are
+// narrow: as tiles of all classes of a few hundred consecutive pixels, [class][pixel], in the L1
+// cache. The lanes of a vector are pixels.
 //
 // Class planes are often a power of two apart, so that all classes of a pixel fall into one set of
 // the cache and push each other out. A tile is therefore filled row by row, each a stretch of one
@@ -64,13 +64,22 @@ class ClassTile {
     for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
       const int64_t first = axis.base + offsets[axis.operand];
       const int64_t stride = layout.dims > 0 ? layout.stride[axis.operand][0] : 1;
+      const bool plain = input.dtype == dtype_of<T>;
+      int64_t done = 0;
+      if (plain && axis.class_stride == 1) {
+        const T* const from = static_cast<const T*>(input.data) + first;
+        done = for_each_square(length, [&](int64_t pixel, int64_t c) {
+          const Square<T> square = load_square(from + pixel * stride + c, stride);
+          store_square(row(c) + position + pixel, pixels_, transposed(square));
+        });
+      }
       for (int64_t c = 0; c < classes_; ++c) {
-        T* to = row(c) + position;
-        const int64_t from = first + c * axis.class_stride;
-        if (input.dtype == dtype_of<T> && stride == 1) {
-          std::copy_n(static_cast<const T*>(input.data) + from, length, to);
+        T* to = row(c) + position + done;
+        const int64_t from = first + c * axis.class_stride + done * stride;
+        if (plain && stride == 1) {
+          std::copy_n(static_cast<const T*>(input.data) + from, length - done, to);
         } else {
-          load_strided(to, 1, input, from, stride, length);
+          load_strided(to, 1, input, from, stride, length - done);
         }
       }
     });
@@ -79,13 +88,18 @@ class ClassTile {
     for (int64_t c = 0; c < classes_; ++c) std::fill(row(c) + count, row(c) + whole, T(0));
   }
 
-  // The classes of the pixels from `begin` on, to be asked for ahead.
+  // The classes of the pixels from `begin` on, to be asked for ahead. (Pixels behind the end of
+  // their plane are guessed wrong, which costs a little time only.)
   static ClassAhead ahead(const Input& input, const Layout& layout, const ClassAxis& axis,
                           int64_t begin) {
     const int64_t size = item_size(input.dtype);
-    const char* data = static_cast<const char*>(input.data) + axis.base * size;
-    if (!layout.is_even(axis.operand, 1)) return {data, 0, 0};
-    return {data + begin * size, axis.class_stride * size, size};
+    int64_t first = axis.base, rest = begin;
+    for (int d = 0; d < layout.dims; ++d) {
+      first += rest % layout.size[d] * layout.stride[axis.operand][d];
+      rest /= layout.size[d];
+    }
+    return {static_cast<const char*>(input.data) + first * size, axis.class_stride * size,
+            (layout.dims > 0 ? layout.stride[axis.operand][0] : 1) * size};
   }
 
   // The inverse. With `streaming`, rows that need no conversion go past the caches: the caller
@@ -95,13 +109,22 @@ class ClassTile {
     for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
       const int64_t first = axis.base + offsets[axis.operand];
       const int64_t stride = layout.dims > 0 ? layout.stride[axis.operand][0] : 1;
+      const bool plain = output.dtype == dtype_of<T>;
+      int64_t done = 0;
+      if (plain && axis.class_stride == 1) {
+        T* const to = static_cast<T*>(output.data) + first;
+        done = for_each_square(length, [&](int64_t pixel, int64_t c) {
+          const Square<T> square = load_square(row(c) + position + pixel, pixels_);
+          store_square(to + pixel * stride + c, stride, transposed(square));
+        });
+      }
       for (int64_t c = 0; c < classes_; ++c) {
-        const T* from = row(c) + position;
-        const int64_t to = first + c * axis.class_stride;
-        if (output.dtype == dtype_of<T> && stride == 1) {
-          copy_out(static_cast<T*>(output.data) + to, from, length, streaming);
+        const T* from = row(c) + position + done;
+        const int64_t to = first + c * axis.class_stride + done * stride;
+        if (plain && stride == 1) {
+          copy_out(static_cast<T*>(output.data) + to, from, length - done, streaming);
         } else {
-          store_strided(output, to, stride, from, 1, length);
+          store_strided(output, to, stride, from, 1, length - done);
         }
       }
     });
@@ -121,6 +144,20 @@ class ClassTile {
     const int64_t in_l1 = kMostOfL1 / int64_t{sizeof(T)} / classes;
     if (in_l1 >= kShortest) return std::min(in_l1 / kLine * kLine, kMostPixels);
     return classes * kShortest * int64_t{sizeof(T)} <= kHalfOfL2 ? kShortest : kLine;
+  }
+
+  // Calls move(pixel, c) for the squares of kLanes pixels by kLanes classes that cover all classes
+  // of the first pixels. Returns how many those are. The last square of a row of them may lie over
+  // part of the one before: moved twice, nothing changes.
+  template <class Move>
+  int64_t for_each_square(int64_t pixels, const Move& move) const {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    if (classes_ < kLanes) return 0;
+    const int64_t whole = pixels / kLanes * kLanes;
+    for (int64_t pixel = 0; pixel < whole; pixel += kLanes) {
+      for (int64_t c = 0; c < classes_; c += kLanes) move(pixel, std::min(c, classes_ - kLanes));
+    }
+    return whole;
   }
 
   static void copy_out(T* to, const T* from, int64_t count, bool streaming) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "core/vec.h"
 #include "engines/kernels.h"
+#include "engines/labels.h"
 #include "engines/staging.h"
 #include "losses/pointwise.h"
 
@@ -181,7 +182,7 @@ FASTLOSS_INLINE int64_t label_offset(const PointwiseArguments& arguments, int64_
 // elements do.
 template <class T>
 bool expand_labels(T* targets, T* counts, const PointwiseArguments& arguments, int64_t begin,
-                   int64_t end, FirstBadLabel& bad) {
+                   int64_t end, LabelFault& fault) {
   bool all_count = true;
   const int64_t size = end - begin, classes = arguments.classes;
   for (int64_t i = 0; i < size; ++i) targets[i] = T(0);
@@ -189,7 +190,7 @@ bool expand_labels(T* targets, T* counts, const PointwiseArguments& arguments, i
   for (int64_t i = 0; i < size; ++row, first = 0) {
     const int64_t span = classes - first < size - i ? classes - first : size - i;
     const int64_t label = load_integer(arguments.target, label_offset(arguments, row));
-    if (label > classes) bad.note(row, label);
+    fault.note(label <= classes);
     if (label >= first && label < first + span) targets[i + label - first] = T(1);
     if (label < 0) {
       if (all_count) {
@@ -213,7 +214,7 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
   const bool streaming =
       arguments.input_gradient && outlives_caches(layout.numel * int64_t{sizeof(T)}) &&
       is_direct<T>(layout, kPointwiseInputGradient, arguments.input_gradient.dtype);
-  FirstBadLabel bad;
+  LabelFault fault;
   bool any_outside = false;
 
   const double sum = sum_over_chunks(
@@ -229,7 +230,7 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
           block.outside = &outside;
           if (arguments.target_kind == TargetKind::kClassIndex) {
             block.target = stage.target;
-            if (!expand_labels(stage.target, stage.counts, arguments, begin, end, bad))
+            if (!expand_labels(stage.target, stage.counts, arguments, begin, end, fault))
               block.counts = stage.counts;
           } else {
             block.target =
@@ -258,7 +259,7 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
         return chunk_sum;
       });
   if (any_outside) throw InputOutOfRange{};
-  bad.throw_if_any(arguments.classes);
+  fault.throw_if_any();
   store_total<T>(arguments.loss_output, arguments.loss_scale, sum);
 }
 

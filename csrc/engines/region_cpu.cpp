@@ -3,6 +3,7 @@
 
 #include "engines/class_tile.h"
 #include "engines/kernels.h"
+#include "engines/labels.h"
 #include "engines/region_formula.h"
 
 namespace fastloss::FASTLOSS_TARGET {
@@ -18,6 +19,9 @@ class Voxels {
   explicit Voxels(const RegionArguments& arguments)
       : logits(arguments.classes),
         arguments_(arguments),
+        labels_(arguments.target,
+                {arguments.ignore == Ignore::kLabel, arguments.ignore_index, false},
+                arguments.classes),
         targets_(arguments.labels ? 1 : arguments.classes) {}
 
   // Reads voxels [begin, end) of a sample. False where a label is out of range.
@@ -61,60 +65,13 @@ class Voxels {
   bool load_labels(int64_t sample, int64_t begin, int64_t end) {
     bool in_range = true;
     const Layout& layout = arguments_.layout;
-    const Input& target = arguments_.target;
     const int64_t base = sample * arguments_.batch_stride[kRegionTarget];
     for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
-      const int64_t from = base + offsets[kRegionTarget];
       const int64_t stride = layout.dims > 0 ? layout.stride[kRegionTarget][0] : 1;
-      const auto read = [&](const auto* labels) {
-        in_range = read_labels(labels + from, stride, length, position) && in_range;
-      };
-      switch (target.dtype) {
-        case DType::kUInt8:
-          return read(static_cast<const uint8_t*>(target.data));
-        case DType::kInt16:
-          return read(static_cast<const int16_t*>(target.data));
-        case DType::kInt32:
-          return read(static_cast<const int32_t*>(target.data));
-        default:
-          return read(static_cast<const int64_t*>(target.data));
-      }
+      in_range &= labels_.read(label_ + position, valid + position, base + offsets[kRegionTarget],
+                               stride, length);
     });
     return in_range;
-  }
-
-  // Labels as numbers: exact wherever they could be in range.
-  template <class Label>
-  bool read_labels(const Label* labels, int64_t stride, int64_t count, int64_t position) {
-    typedef Label Several __attribute__((vector_size(V::kLanes * sizeof(Label))));
-    const bool ignores = arguments_.ignore == Ignore::kLabel;
-    const V ignore_index(T(arguments_.ignore_index)), classes(T(arguments_.classes));
-    auto wrong = V(0) < V(0);
-    for (int64_t i = 0; i < count; i += V::kLanes) {
-      const int64_t here = std::min<int64_t>(V::kLanes, count - i);
-      Several several = {};
-      if (here == V::kLanes && stride == 1) {
-        __builtin_memcpy(&several, labels + i, sizeof(several));
-      } else {
-        for (int64_t j = 0; j < here; ++j) several[j] = labels[(i + j) * stride];
-      }
-      const V value(__builtin_convertvector(several, typename V::Lanes));
-      auto ignored = V(0) < V(0);
-      if (ignores) ignored = value == ignore_index;
-      const auto in_range = (value >= V(0)) & (value < classes);
-      wrong = wrong | !(ignored | in_range);
-      const V label = select(ignored, V(-1), value), counts = select(ignored, V(0), V(1));
-      if (here == V::kLanes) {
-        label.store(label_ + position + i);
-        counts.store(valid + position + i);
-      } else {
-        for (int64_t j = 0; j < here; ++j) {
-          label_[position + i + j] = label[int(j)];
-          valid[position + i + j] = counts[int(j)];
-        }
-      }
-    }
-    return !any(wrong);
   }
 
   void ignore_dense(int64_t count) {
@@ -151,6 +108,7 @@ class Voxels {
   }
 
   const RegionArguments& arguments_;
+  const LabelReader<T> labels_;
   ClassTile<T> targets_;
   alignas(64) T label_[kMost];  // -1: of no class
 };
@@ -267,14 +225,14 @@ class Pass {
     // (Where this loses a NaN, the difference below finds it again.)
     for (int64_t c = 1; c < classes; ++c) {
       const V x = V::load(logits.row(c) + i);
-      largest = select(x > largest, x, largest);
+      largest = larger(x, largest);
     }
     V sum(0);
     ClassTile<T>& out = numbers();
     for (int64_t c = 0; c < classes; ++c) {
       voxels_.next.ask(c, i);
       const V shifted = V::load(logits.row(c) + i) - largest;
-      const V e = exp(shifted);
+      const V e = exp_nonpositive(shifted);
       e.store(out.row(c) + i);
       sum += e;
       visit(c, shifted, e);
@@ -536,16 +494,15 @@ void for_each_slice(const RegionArguments& arguments, const double* parameters,
 
 template <class T, Activation kActivation, class Voxel, bool kLabels>
 struct Kernels {
-  static bool sum(const RegionArguments& arguments, const double* parameters,
+  static void sum(const RegionArguments& arguments, const double* parameters,
                   const Execution& execution) {
-    bool in_range = true;
+    LabelFault fault;
     for_each_slice<T, kActivation, Voxel, kLabels>(
         arguments, parameters, execution,
         [&](auto& pass, int64_t row, int64_t sample, int64_t begin, int64_t end) {
-          if (!pass.sum(sample, begin, end, arguments.scratch + row))
-            __atomic_store_n(&in_range, false, __ATOMIC_RELAXED);
+          fault.note(pass.sum(sample, begin, end, arguments.scratch + row));
         });
-    return in_range;
+    fault.throw_if_any();
   }
 
   static void gradient(const RegionArguments& arguments, const double* parameters,
@@ -604,11 +561,9 @@ void choose(const RegionArguments& arguments, const Run& run) {
 
 template <class Formula, class T>
 void sums_typed(const RegionArguments& arguments, const Execution& execution) {
-  bool in_range = true;
   choose<T, voxel_loss_of<Formula>>(arguments, [&](auto kernels) {
-    in_range = kernels.sum(arguments, voxel_parameters<Formula>(arguments), execution);
+    kernels.sum(arguments, voxel_parameters<Formula>(arguments), execution);
   });
-  if (!in_range) throw LabelOutOfRange{};
   finish<Formula, T>(arguments);
 }
 
@@ -625,13 +580,13 @@ struct SumsKernel {
 
 template <class T>
 void errors_typed(const RegionArguments& arguments, const Execution& execution) {
-  bool in_range = true;
+  LabelFault fault;
   for_each_slice<T, Activation::kSoftmax, NoVoxelLoss, true>(
       arguments, nullptr, execution,
       [&](auto& pass, int64_t /*row*/, int64_t sample, int64_t begin, int64_t end) {
-        if (!pass.errors(sample, begin, end)) __atomic_store_n(&in_range, false, __ATOMIC_RELAXED);
+        fault.note(pass.errors(sample, begin, end));
       });
-  if (!in_range) throw LabelOutOfRange{};
+  fault.throw_if_any();
 }
 
 template <class Formula>

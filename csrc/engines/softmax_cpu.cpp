@@ -4,6 +4,7 @@
 #include "core/vec.h"
 #include "engines/class_tile.h"
 #include "engines/kernels.h"
+#include "engines/labels.h"
 #include "engines/softmax_row.h"
 #include "engines/staging.h"
 
@@ -38,8 +39,9 @@ constexpr int64_t padded(int64_t count) {
 template <class T>
 struct Rows {
   int64_t count = 0;
-  int64_t label[kMaxRows];        // the class; the lower one of two for positions
-  alignas(64) T upper[kMaxRows];  // the upper one's share of the label
+  int64_t label[kMaxRows];         // the class; the lower one of two for positions
+  alignas(64) T number[kMaxRows];  // the same as a number, -1 for none; of rows in columns
+  alignas(64) T upper[kMaxRows];   // the upper one's share of the label
   alignas(64) T counts[kMaxRows];
   alignas(64) T weight[kMaxRows];
   alignas(64) T shift[kMaxRows];
@@ -95,7 +97,7 @@ class Engine {
           if (streaming_) streaming_fence();
           return chunk_sum;
         });
-    bad_.throw_if_any(classes_ - 1);
+    fault_.throw_if_any();
     store_total<T>(arguments_.loss_output, arguments_.loss_scale, sum);
   }
 
@@ -106,7 +108,7 @@ class Engine {
   // is so narrow that what each takes by itself would outweigh its vectors.
   bool works_in_columns() const {
     constexpr int64_t kNarrow = 32;
-    if (arguments_.rows.dims == 0 || classes_ == 1) return false;
+    if (arguments_.rows.dims == 0 || classes_ == 1 || classes_ > kMostClasses<T>) return false;
     return classes_ <= kNarrow ||
            (arguments_.class_stride[kSoftmaxInput] != 1 && row_stride(kSoftmaxInput) == 1);
   }
@@ -139,7 +141,7 @@ class Engine {
         rows_.count = std::min(together, length - i);
         for (int k = 0; k < kSoftmaxOperands; ++k)
           offset_[k] = offsets[k] + i * engine_.row_stride(k);
-        read_labels(first + i);
+        read_labels();
         if (in_columns_) {
           read_columns(first + i);
         } else if (classes_ > kTile) {
@@ -176,48 +178,61 @@ class Engine {
 
     // ---- targets ----
 
-    void read_labels(int64_t first) {
-      const int64_t stride = engine_.row_stride(kSoftmaxTarget);
+    void read_labels() {
+      const int64_t stride = engine_.row_stride(kSoftmaxTarget), count = rows_.count;
       if constexpr (kTarget == ClassTarget::kIndex) {
-        load_integers(rows_.label, arguments().target, offset_[kSoftmaxTarget], stride,
-                      rows_.count);
-        // Locals and no branches: this is done in vectors.
-        const IgnoredLabels ignored = arguments().ignored;
-        const int64_t classes = classes_, count = rows_.count;
-        int64_t bad = 0;
-        for (int64_t r = 0; r < count; ++r) {
-          const int64_t label = rows_.label[r];
-          const bool counts = !is_ignored(ignored, label), exists = label >= 0 && label < classes;
-          bad += counts & !exists;
-          rows_.counts[r] = counts ? T(1) : T(0);
+        const T* const weights = engine_.weights_;
+        if (in_columns_) {
+          read_class_numbers(rows_.number, rows_.counts);
+          if (kReadsRow && weights == nullptr) return fill(rows_.weight, T(1));
+          index_classes(rows_.number);
+        } else {  // at most a vector of them
+          double number[V::kLanes], counts[V::kLanes];
+          read_class_numbers(number, counts);
+          std::copy_n(counts, count, rows_.counts);
+          index_classes(number);
         }
-        for (int64_t r = 0; bad > 0 && r < count; ++r) {
-          const int64_t label = rows_.label[r];
-          if (rows_.counts[r] != T(0) && (label < 0 || label >= classes))
-            engine_.bad_.note(first + r, label);
-        }
-        for (int64_t r = 0; r < count; ++r) {
-          const int64_t label = rows_.label[r];
-          rows_.label[r] = label >= 0 && label < classes ? label : 0;
-          rows_.weight[r] = T(1);
-        }
-        for (int64_t r = 0; engine_.weights_ && r < count; ++r)
-          rows_.weight[r] = engine_.weights_[rows_.label[r]];
+        for (int64_t r = 0; r < count; ++r)
+          rows_.weight[r] = weights ? weights[rows_.label[r]] : T(1);
         return;
       }
       if constexpr (kTarget == ClassTarget::kPosition) {
-        T position[kMaxRows];
-        load_strided(position, 1, arguments().target, offset_[kSoftmaxTarget], stride, rows_.count);
-        for (int64_t r = 0; r < rows_.count; ++r) {
-          const auto [lower, upper_share] = around(position[r], classes_);
-          rows_.label[r] = lower;
-          rows_.upper[r] = upper_share;
+        alignas(64) T position[kMaxRows];
+        load_strided(position, 1, arguments().target, offset_[kSoftmaxTarget], stride, count);
+        for (int64_t r = count; r < padded<T>(count); ++r) position[r] = T(0);
+        for (int64_t r = 0; r < count; r += V::kLanes) {
+          const auto [lower, upper_share] = around(V::load(position + r), classes_);
+          lower.store(rows_.number + r);
+          upper_share.store(rows_.upper + r);
         }
+        if (!in_columns_) index_classes(rows_.number);
       }
-      for (int64_t r = 0; r < rows_.count; ++r) rows_.counts[r] = rows_.weight[r] = T(1);
+      fill(rows_.counts, T(1));
+      fill(rows_.weight, T(1));
       if (arguments().row_weight) {
         load_strided(rows_.weight, 1, arguments().row_weight, offset_[kSoftmaxRowWeight],
-                     engine_.row_stride(kSoftmaxRowWeight), rows_.count);
+                     engine_.row_stride(kSoftmaxRowWeight), count);
+      }
+    }
+
+    // All rows, in whole vectors.
+    void fill(T* numbers, T value) const {
+      for (int64_t r = 0; r < rows_.count; r += V::kLanes) V(value).store(numbers + r);
+    }
+
+    template <class Number>
+    void read_class_numbers(Number* number, Number* counts) {
+      const LabelReader<Number> reader(arguments().target, arguments().ignored, classes_);
+      engine_.fault_.note(reader.read(number, counts, offset_[kSoftmaxTarget],
+                                      engine_.row_stride(kSoftmaxTarget), rows_.count));
+    }
+
+    // What is no class becomes one that may be read: its row does not count, or is an error.
+    template <class Number>
+    void index_classes(const Number* number) {
+      for (int64_t r = 0; r < rows_.count; ++r) {
+        const bool exists = number[r] >= Number(0) && number[r] < Number(classes_);
+        rows_.label[r] = exists ? static_cast<int64_t>(number[r]) : 0;
       }
     }
 
@@ -493,7 +508,8 @@ class Engine {
       }
     }
 
-    // ---- rows whose classes are strided: lanes are rows, a tile holds [classes, pitch] ----
+    // ---- rows in columns, see works_in_columns(): lanes are rows, a tile holds [classes, pitch]
+    // ----
 
     ClassAxis axis(int operand) const { return {operand, class_stride(operand)}; }
 
@@ -516,44 +532,71 @@ class Engine {
           smooth(shares_ + c * pitch_, count, engine_.weights_ ? engine_.weights_ + c : nullptr, 0);
         }
       }
-      T picked[kMaxRows];
-      for (int64_t r = 0; r < count; ++r) {
-        if constexpr (!kReadsRow || kProbabilities) {
-          picked[r] = pick(r);
-        } else {
-          T& at_label = tile_[rows_.label[r] * pitch_ + r];
-          picked[r] = at_label;
-          if constexpr (kTarget == ClassTarget::kPosition)
-            picked[r] = interpolate(at_label, (&at_label)[pitch_], rows_.upper[r]);
-          if constexpr (Statistic::kExcludesPicked) at_label = kNone<T>;
-        }
+      if constexpr (!kReadsRow) {
+        for (int64_t r = 0; r < count; ++r) rows_.picked[r] = pick(r);
       }
-      for (int64_t r = count; r < all; ++r) picked[r] = rows_.weight[r] = rows_.counts[r] = T(0);
+      for (int64_t r = count; r < all; ++r) {
+        rows_.number[r] = rows_.picked[r] = rows_.upper[r] = rows_.weight[r] = rows_.counts[r] =
+            T(0);
+      }
       // The next rows are fetched while these are worked on.
       const ClassAhead ahead = ClassTile<T>::ahead(arguments().input, arguments().rows,
                                                    axis(kSoftmaxInput), begin + count);
-      for (int64_t r = 0; r < all; r += V::kLanes) add_column(r, V::load(picked + r), ahead);
+      for (int64_t r = 0; r < all; r += V::kLanes) {
+        if (caps()) {
+          add_column<false>(r, ahead);
+        } else {
+          add_column<true>(r, ahead);
+        }
+      }
     }
 
-    // A vector of rows, from its first row on.
-    void add_column(int64_t first, V picked, const ClassAhead& ahead) {
+    // Where a vector of rows is at the class its label picks, the lower one of two for positions;
+    // where at the upper one. No scattered access to a tile is as fast, nor is it for many classes
+    // much slower.
+    struct Picks {
+      V label;
+      explicit Picks(const T* numbers) : label(V::load(numbers)) {}
+      Mask<T> lower(V c) const { return c == label; }
+      Mask<T> upper(V c) const { return c == label + V(1); }
+    };
+
+    // A vector of rows, from its first row on. Of capped logits nothing is kept: they are needed
+    // again.
+    template <bool kKeeps>
+    void add_column(int64_t first, const ClassAhead& ahead) {
       T* const x = tile_ + first;
+      const Picks picks(rows_.number + first);
+      V picked = kReadsRow ? V(0) : V::load(rows_.picked + first), peak(kNone<T>);
+      if constexpr (kReadsRow) {
+        V upper(0), number(0);
+        for (int64_t c = 0; c < classes_; ++c, number += V(1)) {
+          V at = V::load(x + c * pitch_);
+          if constexpr (!kProbabilities) picked = select(picks.lower(number), at, picked);
+          if constexpr (kTarget == ClassTarget::kPosition)
+            upper = select(picks.upper(number), at, upper);
+          if constexpr (Statistic::kExcludesPicked) {
+            at = select(picks.lower(number), V(kNone<T>), at);
+            at.store(x + c * pitch_);
+          }
+          peak = larger(at, peak);
+        }
+        if constexpr (kTarget == ClassTarget::kPosition)
+          picked = interpolate(picked, upper, V::load(rows_.upper + first));
+      }
       V shift(0);
       if constexpr (Statistic::kShiftIsPicked) {
         shift = picked;
       } else if constexpr (kReadsRow) {
-        V peak(kNone<T>);
-        for (int64_t c = 0; c < classes_; ++c) peak = larger(V::load(x + c * pitch_), peak);
         shift = select(peak == V(kNone<T>), V(0), peak);
       }
       V sum(0), slope_sum(0), blend(0), mass(0);
       if constexpr (kReadsRow) {
-        const bool keeps = !caps();
         for (int64_t c = 0; c < classes_; ++c) {
           ahead.ask(c, first);
           const V relative = V::load(x + c * pitch_) - shift;
           const V kept = Statistic::kept(relative, parameter());
-          if (keeps) kept.store(x + c * pitch_);
+          if constexpr (kKeeps) kept.store(x + c * pitch_);
           sum += Statistic::term(kept, parameter());
           if constexpr (Statistic::kShiftIsPicked) slope_sum += Statistic::slope(kept, parameter());
           if constexpr (kBlends) {
@@ -578,31 +621,46 @@ class Engine {
 
     void write_columns(int64_t begin) {
       const int64_t count = rows_.count, all = padded<T>(count);
-      const bool caps = this->caps();
       for (int64_t first = 0; first < all; first += V::kLanes) {
-        const V to_statistic = V::load(rows_.to_statistic + first),
-                to_blend = V::load(rows_.to_blend + first), shift = V::load(rows_.shift + first);
-        const auto counts = V::load(rows_.counts + first) != V(0);
-        T* const x = tile_ + first;
-        for (int64_t c = 0; c < classes_; ++c) {
-          V gradient(0);
-          if constexpr (kReadsRow) {
-            const V at = V::load(x + c * pitch_);
-            const V kept = caps ? Statistic::kept(at - shift, parameter()) : at;
-            gradient = Statistic::slope(kept, parameter()) * to_statistic;
-            if constexpr (kBlends) gradient += column_share(first, c) * to_blend;
-            if (caps) gradient *= engine_.cap_slope(at);
-            // Selected, not multiplied: what does not count may hold anything, NaN too.
-            gradient = select(counts, gradient, V(0));
-          }
-          gradient.store(x + c * pitch_);
+        if (caps()) {
+          differentiate_column<false>(first);
+        } else {
+          differentiate_column<true>(first);
         }
-      }
-      for (int64_t r = 0; r < count; ++r) {
-        add_picked(r, [&](int64_t label, T slope) { tile_[label * pitch_ + r] += slope; });
       }
       columns_.store(arguments().gradient, arguments().rows, axis(kSoftmaxGradient), begin,
                      begin + count, engine_.streaming_);
+    }
+
+    template <bool kKept>
+    void differentiate_column(int64_t first) {
+      const auto at = [first](const T* numbers) { return V::load(numbers + first); };
+      const V to_statistic = at(rows_.to_statistic), to_blend = at(rows_.to_blend),
+              shift = at(rows_.shift);
+      const V to_picked = at(rows_.to_picked), upper_share = at(rows_.upper);
+      [[maybe_unused]] const auto counts = at(rows_.counts) != V(0);
+      const Picks picks(rows_.number + first);
+      T* const x = tile_ + first;
+      V number(0);
+      for (int64_t c = 0; c < classes_; ++c, number += V(1)) {
+        V gradient(0);
+        if constexpr (kReadsRow) {
+          const V found = V::load(x + c * pitch_);
+          const V kept = kKept ? found : Statistic::kept(found - shift, parameter());
+          gradient = Statistic::slope(kept, parameter()) * to_statistic;
+          if constexpr (kBlends) gradient += column_share(first, c) * to_blend;
+          if constexpr (!kKept) gradient *= engine_.cap_slope(found);
+        }
+        if constexpr (kTarget == ClassTarget::kPosition) {
+          gradient += select(picks.lower(number), (V(1) - upper_share) * to_picked, V(0));
+          gradient += select(picks.upper(number), upper_share * to_picked, V(0));
+        } else if constexpr (!kProbabilities) {
+          gradient += select(picks.lower(number), to_picked, V(0));
+        }
+        // Selected, not multiplied: what does not count may hold anything, NaN too.
+        if constexpr (kTarget == ClassTarget::kIndex) gradient = select(counts, gradient, V(0));
+        gradient.store(x + c * pitch_);
+      }
     }
 
     // ---- the formula ----
@@ -663,7 +721,7 @@ class Engine {
   const double gradient_scale_;
   const bool streaming_;
   T parameter_[kMaxParameters];
-  FirstBadLabel bad_;
+  LabelFault fault_;
 };
 
 template <class Formula, class T>

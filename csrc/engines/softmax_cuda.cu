@@ -145,7 +145,7 @@ class Row {
       T position[1];
       load(position, arguments.target, Span{offset_[kSoftmaxTarget], 1, false});
       const auto neighbours = around(position[0], arguments.classes);
-      label_ = neighbours.lower;
+      label_ = static_cast<int64_t>(neighbours.lower);
       upper_share_ = neighbours.upper_share;
       picked_ = interpolate(logit(label_), logit(label_ + 1), upper_share_);
       if (arguments.row_weight.data != nullptr) {

@@ -59,22 +59,6 @@ inline void load_strided(T* out, int64_t out_stride, const Input& in, int64_t of
   }
 }
 
-// Labels and the like.
-inline void load_integers(int64_t* out, const Input& in, int64_t offset, int64_t stride,
-                          int64_t count) {
-  const auto from = [&](auto* typed) { load_strided(out, 1, typed + offset, stride, count); };
-  switch (in.dtype) {
-    case DType::kUInt8:
-      return from(static_cast<const uint8_t*>(in.data));
-    case DType::kInt16:
-      return from(static_cast<const int16_t*>(in.data));
-    case DType::kInt32:
-      return from(static_cast<const int32_t*>(in.data));
-    default:
-      return from(static_cast<const int64_t*>(in.data));
-  }
-}
-
 template <class T, class Destination>
 FASTLOSS_INLINE void store_strided(Destination* out, int64_t stride, const T* in, int64_t in_stride,
                                    int64_t count) {
@@ -173,22 +157,6 @@ class Scratch {
     void operator()(T* memory) const { ::operator delete(memory, kAlignment); }
   };
   std::unique_ptr<T, Free> memory_;
-};
-
-// The smallest position of a label out of range, over all threads.
-struct FirstBadLabel {
-  int64_t position = INT64_MAX;
-  int64_t label = 0;
-  int lock = 0;
-  void note(int64_t at, int64_t value) {
-    while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {
-    }
-    if (at < position) position = at, label = value;
-    __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
-  }
-  void throw_if_any(int64_t largest) const {
-    if (position != INT64_MAX) throw LabelOutOfRange{position, label, largest};
-  }
 };
 
 // A vector of as many numbers as there are, and zeros.

@@ -123,6 +123,7 @@ struct PointwiseEngine {
     const Launch launch(input);
     try {
       with_label_errors(options.loss, info.target_name, target, {false, 0, /*negatives=*/true},
+                        arguments.classes,
                         [&] { launch.backend().pointwise(arguments, launch.execution()); });
     } catch (const InputOutOfRange&) {
       const Tensor bad = input.lt(info.lowest).logical_or(input.gt(info.highest));

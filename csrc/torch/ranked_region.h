@@ -98,11 +98,8 @@ inline std::tuple<Tensor, Tensor, Tensor> ranked_region_forward_kernel(
   const RegionCall region = call.as_region(target);
   RegionInputs inputs(region, input, &errors);
   inputs.arguments.gradient = output_of(errors);
-  try {
-    launch.backend().region_errors(inputs.arguments, launch.execution());
-  } catch (const LabelOutOfRange&) {
-    report_label(loss, target, input.size(1), ignore_index);
-  }
+  with_label_errors(loss, "target", target, region.ignored_labels(), input.size(1) - 1,
+                    [&] { launch.backend().region_errors(inputs.arguments, launch.execution()); });
   const Tensor ranks = per_image ? errors : errors.transpose(0, 1);
   const auto [sorted, order] =
       at::sort(ranks.view({arguments.regions, arguments.classes, arguments.voxels}),

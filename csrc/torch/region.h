@@ -2,10 +2,6 @@
 // The engine `region` as operators: losses of the classes of samples, as segmentation has them.
 #pragma once
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/ge.h>
-#include <ATen/ops/lt.h>
-#include <ATen/ops/ne.h>
-#include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
 
 #include <string>
@@ -14,6 +10,7 @@
 #include "engines/region.h"
 #include "torch/autograd.h"
 #include "torch/checks.h"
+#include "torch/labels.h"
 #include "torch/tensors.h"
 
 namespace fastloss {
@@ -61,6 +58,9 @@ struct RegionCall : torch::CustomClassHolder {
     return losses.begin[check_loss(losses, loss, parameters)];
   }
   bool has_labels(const Tensor& input) const { return target.dim() + 1 == input.dim(); }
+  IgnoredLabels ignored_labels() const {
+    return {ignore_index.has_value(), ignore_index.value_or(0)};
+  }
   Reduction kind() const { return check_reduction(loss, reduction, false); }
 };
 
@@ -193,22 +193,6 @@ struct RegionInputs {
   }
 };
 
-// Says which label is out of range. Only called when one is.
-[[noreturn]] inline void report_label(std::string_view loss, const Tensor& target, int64_t classes,
-                                      std::optional<int64_t> ignore_index) {
-  const Tensor labels = target.to(at::kLong);
-  Tensor bad = labels.lt(0).logical_or(labels.ge(classes));
-  if (ignore_index) bad = bad.logical_and(labels.ne(*ignore_index));
-  const Tensor position = bad.nonzero()[0].contiguous();  // a row of what may lie by columns
-  Tensor label = labels;
-  for (int64_t d = 0; d < labels.dim(); ++d) label = label[position[d].item<int64_t>()];
-  TORCH_CHECK_INDEX(
-      false, public_name(loss), ": target must be a class index in [0, ", classes, ")",
-      ignore_index ? " or ignore_index " + std::to_string(*ignore_index) : std::string(), ", got ",
-      label.item<int64_t>(), " at position ",
-      at::IntArrayRef(position.const_data_ptr<int64_t>(), static_cast<size_t>(labels.dim())));
-}
-
 inline std::tuple<Tensor, Tensor> region_forward_meta(
     std::string_view loss, const Tensor& input, const Tensor& target, Parameters parameters,
     std::string_view activation, bool squared_pred, bool include_background, bool batch,
@@ -238,11 +222,8 @@ inline std::tuple<Tensor, Tensor> region_forward_kernel(
   (call.kind() == Reduction::kNone ? arguments.loss_output.values : arguments.loss_output.total) =
       result.mutable_data_ptr();
   const Launch launch(input);
-  try {
-    launch.backend().region_sums(arguments, launch.execution());
-  } catch (const LabelOutOfRange&) {
-    report_label(loss, target, input.size(1), ignore_index);
-  }
+  with_label_errors(loss, "target", target, call.ignored_labels(), input.size(1) - 1,
+                    [&] { launch.backend().region_sums(arguments, launch.execution()); });
   return {result, slopes};
 }
 

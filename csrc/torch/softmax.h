@@ -163,7 +163,7 @@ struct SoftmaxEngine {
         results.loss.mutable_data_ptr();
 
     const Launch launch(input);
-    with_label_errors(options.function, "target", target, arguments.ignored,
+    with_label_errors(options.function, "target", target, arguments.ignored, arguments.classes - 1,
                       [&] { launch.backend().softmax(arguments, launch.execution()); });
   }
 
