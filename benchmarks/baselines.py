@@ -679,6 +679,7 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     "dice_cross_entropy_loss": (_dice_cross_entropy_loss, _dice_cross_entropy_loss),
     "dice_focal_loss": (_dice_focal_loss, _dice_focal_loss),
     "lovasz_softmax_loss": (_lovasz_softmax_loss, reference.lovasz_softmax_loss),
+    "lambda_loss": (_lambda_loss_as(select_pairs=True), _lambda_loss_as(select_pairs=False)),
 }
 _MONAI = {
     "dice_loss": "DiceLoss",
@@ -686,7 +687,6 @@ _MONAI = {
     "generalized_dice_loss": "GeneralizedDiceLoss",
     "dice_cross_entropy_loss": "DiceCELoss",
     "dice_focal_loss": "DiceFocalLoss",
-    "lambda_loss": (_lambda_loss_as(select_pairs=True), _lambda_loss_as(select_pairs=False)),
 }
 _TORCHVISION = frozenset(_box_losses(_intersection_by_mask))
 _TORCH = frozenset(

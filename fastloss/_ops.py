@@ -472,10 +472,10 @@ def _pairs_reference(
 ) -> Tensor:
     # The one number that may be None, and is an integer, is k.
     given: list[Any] = [
-        (None if math.isnan(value) else int(value)) if name == "k" else value
+        (int(value) if math.isfinite(value) else None) if name == "k" else value
         for name, value in zip(_twin(loss).floats, parameters, strict=True)
     ]
-    reduces: dict[str, str] = {} if loss == "ndcg" else {"reduction": reduction}
+    reduces: dict[str, Any] = {} if loss == "ndcg" else {"reduction": reduction}
     return _call_twin(loss, (scores, relevance), given, mask=extra, **reduces)
 
 

@@ -63,7 +63,10 @@ def test_modules_call_the_function_of_their_row() -> None:
             assert module.function is getattr(functional, case.function)
 
 
-ABBREVIATIONS = {word.lower(): word for word in ("IoU", "MSE", "RMSE", "L1", "NLL", "LSGAN")}
+ABBREVIATIONS = {
+    **{word.lower(): word for word in ("IoU", "MSE", "RMSE", "L1", "NLL", "LSGAN")},
+    **{word.lower(): word for word in ("NDCG", "MLE", "RankNet")},
+}
 TORCHS_SPELLING = {
     "BinaryCrossEntropy": "BCELoss",
     "BinaryCrossEntropyWithLogits": "BCEWithLogitsLoss",

@@ -6,6 +6,7 @@ and what came.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -220,6 +221,12 @@ CHOICES: list[tuple[str, str, list[Any], str]] = [
     ),
     ("dice_cross_entropy_loss", "activation", [None, "tanh"], "'softmax' or 'sigmoid'"),
     ("lovasz_softmax_loss", "classes", ["absent", None], "'present' or 'all'"),
+    (
+        "lambda_loss",
+        "scheme",
+        ["ndcg", "", None],
+        "'ndcg_loss1', 'ndcg_loss2', 'ndcg_loss2pp', 'lambda_rank' or 'ranknet'",
+    ),
 ]
 RANGES: list[tuple[str, str, list[Any], str]] = [
     ("complete_box_iou_loss", "aspect_threshold", [-0.1, 1.5, NAN], "in [0, 1]"),
@@ -264,6 +271,11 @@ RANGES: list[tuple[str, str, list[Any], str]] = [
     ("dice_focal_loss", "lambda_dice", [-1.0, NAN], "at least 0"),
     ("dice_focal_loss", "lambda_focal", [-1.0, NAN], "at least 0"),
     ("non_saturating_discriminator_loss", "label_smoothing", [-0.1, 1.1, NAN], "in [0, 1]"),
+    ("lambda_loss", "k", [0, -3, NAN], "at least 1 or None"),
+    ("lambda_loss", "sigma", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
+    ("lambda_loss", "mu", [-1.0, NAN, math.inf], "at least 0 and finite"),
+    ("approx_ndcg_loss", "alpha", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
+    ("neural_ndcg_loss", "temperature", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
 ]
 
 

@@ -141,5 +141,5 @@ def test_errors(case: Case) -> None:
     with pytest.raises(ValueError, match=rf"{case.function}: relevance must have the shape"):
         case.loss({**arguments, "relevance": arguments["relevance"][:, 1:]})
     for k in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match=rf"{case.function}: k must be at least 1, or None"):
+        with pytest.raises(ValueError, match=rf"{case.function}: k must be at least 1 or None"):
             case.loss({**arguments, "k": k})

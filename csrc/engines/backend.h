@@ -11,7 +11,6 @@
 #include "engines/ranked_region.h"
 #include "engines/region.h"
 #include "engines/scale.h"
-#include "engines/triplet.h"
 #include "engines/softmax.h"
 
 namespace fastloss {
@@ -31,7 +30,6 @@ struct Backend {
   void (*ranked_region)(const RankedRegionArguments&, const Execution&);
   int64_t (*pairs_scratch)(const PairsArguments&);
   void (*pairs)(const PairsArguments&, const Execution&);
-  void (*triplet)(const TripletArguments&, const Execution&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 

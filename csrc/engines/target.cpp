@@ -27,7 +27,6 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        ranked_region,
                        pairs_scratch,
                        pairs,
-                       triplet,
                        scale};
 
 }  // namespace fastloss::FASTLOSS_TARGET

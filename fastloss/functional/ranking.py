@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ._shared import documented, option_error
+from ._shared import check_number, documented, option_error
 
 __all__ = [
     "approx_ndcg_loss",
@@ -26,11 +26,8 @@ _SCHEMES = ("ndcg_loss1", "ndcg_loss2", "ndcg_loss2pp", "lambda_rank", "ranknet"
 
 def _cut(function: str, k: int | None) -> float:
     """K as a kernel's parameter: NaN cuts nothing."""
-    if k is None:
-        return math.nan
-    if not k >= 1:
-        raise option_error(function, "k", "at least 1, or None", k)
-    return float(int(k))
+    check_number(function, "k", k, "at least 1 or None")
+    return math.nan if k is None else float(k)
 
 
 @documented
@@ -71,10 +68,10 @@ def lambda_loss(
             None: all of them.
         sigma: σ₀, above 0.
         mu: The share of ndcg_loss2 in ndcg_loss2pp, at least 0.
-        {mask}
-        {pair_reduction}
+        {item_mask}
+        {item_pair_reduction}
 
-    {pair_returns}
+    {item_pair_returns}
 
     {list_raises}
 
@@ -91,10 +88,8 @@ def lambda_loss(
     if scheme not in _SCHEMES:
         expected = "'ndcg_loss1', 'ndcg_loss2', 'ndcg_loss2pp', 'lambda_rank' or 'ranknet'"
         raise option_error("lambda_loss", "scheme", expected, scheme)
-    if not 0 < sigma < math.inf:
-        raise option_error("lambda_loss", "sigma", "above 0", sigma)
-    if not 0 <= mu < math.inf:
-        raise option_error("lambda_loss", "mu", "at least 0", mu)
+    check_number("lambda_loss", "sigma", sigma, "above 0 and finite")
+    check_number("lambda_loss", "mu", mu, "at least 0 and finite")
     return _ops.pairs(
         f"lambda_loss/{scheme}",
         scores,
@@ -122,10 +117,10 @@ def ranknet_loss(
     Args:
         {scores}
         {relevance}
-        {mask}
-        {pair_reduction}
+        {item_mask}
+        {item_pair_reduction}
 
-    {pair_returns}
+    {item_pair_returns}
 
     {list_raises}
 
@@ -161,7 +156,7 @@ def approx_ndcg_loss(
         {scores}
         {relevance}
         alpha: α, how sharply a difference of scores tells the order, above 0.
-        {mask}
+        {item_mask}
         {ndcg_reduction}
 
     {list_returns}
@@ -176,8 +171,7 @@ def approx_ndcg_loss(
         >>> F.approx_ndcg_loss(scores, relevance, alpha=10.0)
         tensor(0.1433)
     """
-    if not 0 < alpha < math.inf:
-        raise option_error("approx_ndcg_loss", "alpha", "above 0", alpha)
+    check_number("approx_ndcg_loss", "alpha", alpha, "above 0 and finite")
     return _ops.pairs(
         "approx_ndcg_loss", scores, relevance, (alpha,), mask=mask, reduction=reduction
     )
@@ -210,7 +204,7 @@ def neural_ndcg_loss(
         {scores}
         {relevance}
         temperature: τ, above 0; the lower, the closer to hard sorting.
-        {mask}
+        {item_mask}
         {ndcg_reduction}
 
     {list_returns}
@@ -225,8 +219,7 @@ def neural_ndcg_loss(
         >>> F.neural_ndcg_loss(scores, relevance, temperature=0.1)
         tensor(0.1425)
     """
-    if not 0 < temperature < math.inf:
-        raise option_error("neural_ndcg_loss", "temperature", "above 0", temperature)
+    check_number("neural_ndcg_loss", "temperature", temperature, "above 0 and finite")
     return _ops.pairs(
         "neural_ndcg_loss", scores, relevance, (temperature,), mask=mask, reduction=reduction
     )
@@ -250,7 +243,7 @@ def list_net_loss(
     Args:
         {scores}
         {relevance}
-        {mask}
+        {item_mask}
         {list_reduction}
 
     {list_returns}
@@ -287,7 +280,7 @@ def list_mle_loss(
     Args:
         {scores}
         {relevance}
-        {mask}
+        {item_mask}
         {list_reduction}
 
     {list_returns}
@@ -320,7 +313,7 @@ def ndcg(
         {scores}
         {relevance}
         k: How many items count. None: all of them.
-        {mask}
+        {item_mask}
 
     Returns:
         A number in [0, 1] per list, shape (B,), float32 (float64 if scores or relevance is); 1 for
