@@ -641,6 +641,27 @@ def _pair_weight(
     return swapped * change if scheme == "lambda_rank" else 1.0
 
 
+# -------------------------------------------------------------------------------- metric learning
+
+
+def _batch_hard_triplet_loss(
+    embeddings: Tensor, labels: Tensor, margin: float | None = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """As code for re-identification has it: the extremes of the rows of a masked matrix."""
+    distance = torch.cdist(embeddings, embeddings)
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    farthest = distance.masked_fill(~positive, -math.inf).amax(1)
+    nearest = distance.masked_fill(same, math.inf).amin(1)
+    is_anchor = positive.any(1) & ~same.all(1)
+    behind = torch.where(is_anchor, farthest - nearest, 0.0)
+    loss = torch_functional.softplus(behind) if margin is None else (behind + margin).relu()
+    loss = torch.where(is_anchor, loss, 0.0)
+    if reduction == "none":
+        return loss
+    return loss.sum() / is_anchor.sum() if reduction == "mean" else loss.sum()
+
+
 # -------------------------------------------------------------------------------------- the lists
 
 _SAME_FOR_BOTH: dict[str, LossFunction] = {
@@ -659,6 +680,7 @@ _SAME_FOR_BOTH: dict[str, LossFunction] = {
     "non_saturating_generator_loss": _non_saturating_generator_loss,
     "hinge_discriminator_loss": _hinge_discriminator_loss,
     "hinge_generator_loss": _negative_score,
+    "batch_hard_triplet_loss": _batch_hard_triplet_loss,
 }
 # Run eagerly, and given to the compiler.
 _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
@@ -696,9 +718,11 @@ _TORCH = frozenset(
         "cross_entropy",
         "huber_loss",
         "l1_loss",
+        "margin_ranking_loss",
         "mse_loss",
         "multi_margin_loss",
         "nll_loss",
         "smooth_l1_loss",
+        "triplet_margin_loss",
     }
 )

@@ -64,6 +64,17 @@ def pairs(
     mask: Tensor | None,
     reduction: str,
 ) -> Tensor: ...
+def triplet(
+    loss: str,
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    parameters: Numbers,
+    reduction: str,
+) -> Tensor: ...
+def batch_hard(
+    loss: str, embeddings: Tensor, labels: Tensor, parameters: Numbers, reduction: str
+) -> Tensor: ...
 def region(
     loss: str,
     input: Tensor,

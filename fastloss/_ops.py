@@ -226,6 +226,28 @@ def pairs(
     return _C.pairs(loss, scores, relevance, parameters, mask, reduction)
 
 
+def triplet(
+    loss: str,
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    parameters: Parameters,
+    *,
+    reduction: str,
+) -> Tensor:
+    """A loss of anchors with a positive and a negative each."""
+    call = torch.ops.fastloss.triplet if torch.compiler.is_compiling() else _C.triplet
+    return call(loss, anchor, positive, negative, parameters, reduction)
+
+
+def batch_hard(
+    loss: str, embeddings: Tensor, labels: Tensor, parameters: Parameters, *, reduction: str
+) -> Tensor:
+    """A loss of every row of a batch as an anchor among the others."""
+    call = torch.ops.fastloss.batch_hard if torch.compiler.is_compiling() else _C.batch_hard
+    return call(loss, embeddings, labels, parameters, reduction)
+
+
 def _split(avg_factor: float | Tensor | None) -> tuple[Tensor | None, float | None]:
     """A schema has no "number or tensor": two arguments, one of which is None."""
     if isinstance(avg_factor, Tensor):
@@ -283,6 +305,7 @@ _TENSORS = frozenset(
         "linear_weight",
         *("boxes1", "boxes2", "boxes", "target_boxes", "target_index"),
         *("scores", "relevance"),
+        *("input1", "input2", "anchor", "positive", "negative", "embeddings", "labels"),
     }
 )
 # Given by name.
@@ -304,6 +327,9 @@ def _call_twin(
     **arguments: Any,
 ) -> Tensor:
     twin = _twin(loss)
+    if len(twin.tensors) > len(tensors):  # the extra one is a tensor of its own
+        assert extra is not None
+        tensors, extra = (*tensors, extra), None
     filled: list[Any] = parameters
     if twin.has_pos_weight:
         arguments["pos_weight"] = extra
@@ -479,6 +505,24 @@ def _pairs_reference(
     return _call_twin(loss, (scores, relevance), given, mask=extra, **reduces)
 
 
+def _triplet_reference(
+    loss: str,
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    parameters: list[float],
+    reduction: str,
+) -> Tensor:
+    return _call_twin(loss, (anchor, positive, negative), parameters, reduction=reduction)
+
+
+def _batch_hard_reference(
+    loss: str, embeddings: Tensor, labels: Tensor, parameters: list[float], reduction: str
+) -> Tensor:
+    margin: list[Any] = [None if math.isnan(value) else value for value in parameters]
+    return _call_twin(loss, (embeddings, labels), margin, reduction=reduction)
+
+
 _library = torch.library.Library("fastloss", "IMPL")
 for _engine, _function in {
     "pointwise": _two_tensors_reference,
@@ -490,6 +534,8 @@ for _engine, _function in {
     "region": _region_reference,
     "ranked_region": _ranked_region_reference,
     "pairs": _pairs_reference,
+    "triplet": _triplet_reference,
+    "batch_hard": _batch_hard_reference,
 }.items():
     for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
         _library.impl(f"{_engine}_reference", _function, _key)

@@ -74,6 +74,8 @@ class Family:
         rounds_inside: Whether numbers between input and loss are rounded to the input's dtype, as
             matrix products are: in half precision the oracle's float64 is another function then.
         bounded: Whether the prediction must be a probability.
+        predictions: How many of the differentiable arguments a model predicts at once; in training
+            all of those have a gradient.
     """
 
     engine: str
@@ -89,6 +91,7 @@ class Family:
     ignored: int | None = None
     rounds_inside: bool = False
     bounded: bool = False
+    predictions: int = 1
 
 
 @dataclass(frozen=True)
@@ -967,6 +970,107 @@ _WITHOUT_GRADIENT = replace(LISTS, differentiable=(), reduces=False)
 _MASKED_WITHOUT_GRADIENT = replace(MASKED_LISTS, differentiable=(), reduces=False)
 
 
+# ---------------------------------------------------------------------------------- metric learning
+
+
+def _two_scores(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Two scores, and which of them is to be larger."""
+    return {
+        "input1": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "input2": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "target": _signs(shape, generator)["target"],
+    }
+
+
+def _degenerate_two_scores() -> dict[str, Tensor]:
+    scores = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    all_three = torch.cartesian_prod(scores, scores, torch.tensor((-1.0, 0.0, 1.0)).double())
+    return dict(zip(("input1", "input2", "target"), all_three.T.contiguous(), strict=True))
+
+
+TWO_SCORES = Family(
+    engine="pointwise",
+    build=_two_scores,
+    degenerate=_degenerate_two_scores,
+    differentiable=("input1", "input2"),
+    shape_of=BINARY.shape_of,
+    predictions=2,
+)
+
+
+def _triplets(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Triplets (N, features); negatives are somewhat farther from the anchors than positives."""
+
+    def noise() -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    anchor = noise()
+    return {
+        "anchor": anchor,
+        "positive": anchor + 0.7 * noise(),
+        "negative": anchor + 0.9 * noise(),
+    }
+
+
+# Equal, near, far, far on both sides; no two distances differ by a margin of the table.
+_DEGENERATE_ROWS = (
+    (0.0, 0.0, 0.0, 0.0),
+    (3.0, 0.0, 0.0, 0.0),
+    (0.0, -3.0, 3.0, 0.0),
+    (2.0**-10, 0.0, 0.0, 0.0),
+    (17.0, 17.0, -17.0, 17.0),
+    (1e4, -1e4, 1e4, 0.0),
+    (-1e4, 1e4, 1e4, 0.0),
+)
+
+
+def _degenerate_triplets() -> dict[str, Tensor]:
+    """Every row as anchor, as positive and as negative."""
+    rows = torch.tensor(_DEGENERATE_ROWS, dtype=torch.float64)
+    index = torch.cartesian_prod(*3 * (torch.arange(len(rows)),))
+    names = ("anchor", "positive", "negative")
+    return {name: rows[index[:, place]] for place, name in enumerate(names)}
+
+
+TRIPLETS = Family(
+    engine="triplet",
+    build=_triplets,
+    degenerate=_degenerate_triplets,
+    differentiable=("anchor", "positive", "negative"),
+    shape_of=lambda size: (5 + size // 16, min(size, 37)) if size else (0, 7),
+    predictions=3,
+)
+
+
+def _labelled_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Embeddings (N, features) of a few classes; one row is of a class of its own."""
+    rows, _ = shape
+    labels = torch.randint(1, 5, (rows,), generator=generator)
+    return {
+        "embeddings": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "labels": torch.where(torch.arange(rows) == 1, 0, labels),
+    }
+
+
+def _degenerate_labelled_rows() -> dict[str, Tensor]:
+    """Every row twice in a class and once in another: equal distances everywhere."""
+    rows = torch.tensor(_DEGENERATE_ROWS, dtype=torch.float64)
+    labels = torch.arange(len(rows)) % 3
+    return {"embeddings": rows.repeat(3, 1), "labels": torch.cat((labels, labels, labels + 1))}
+
+
+LABELLED_ROWS = Family(
+    engine="batch_hard",
+    build=_labelled_rows,
+    degenerate=_degenerate_labelled_rows,
+    differentiable=("embeddings",),
+    # The oracle's memory is that of all differences.
+    shape_of=lambda size: (min(size, 131), 6),
+    integers=("labels",),
+    element_wise=False,
+)
+
+
 # ---------------------------------------------------------------------------------------- the table
 
 _SEGMENTATION: tuple[Case, ...] = (
@@ -1591,6 +1695,55 @@ CASES: tuple[Case, ...] = (
     Case("list_net_loss", "ListNet, masked", MASKED_LISTS, "ListNetLoss", variant="masked"),
     Case("list_mle_loss", "ListMLE", LISTS, "ListMLELoss"),
     Case("list_mle_loss", "ListMLE, masked", MASKED_LISTS, "ListMLELoss", variant="masked"),
+    Case("margin_ranking_loss", "Margin ranking", TWO_SCORES, "MarginRankingLoss"),
+    Case(
+        "margin_ranking_loss",
+        "Margin ranking, margin 0.5",
+        TWO_SCORES,
+        "MarginRankingLoss",
+        variant="margin",
+        options={"margin": 0.5},
+    ),
+    Case(
+        "triplet_margin_loss",
+        "Triplet margin",
+        TRIPLETS,
+        "TripletMarginLoss",
+        "triplet_margin_loss/2",
+    ),
+    *(
+        Case(
+            "triplet_margin_loss",
+            f"Triplet margin, {label}, swapped",
+            TRIPLETS,
+            "TripletMarginLoss",
+            f"triplet_margin_loss/{norm}",
+            variant,
+            # (Without eps, by which equal distances would differ in a dtype and not in another.)
+            {"p": p, "eps": 0.0, "swap": True, "margin": 0.5},
+        )
+        for label, norm, variant, p in (
+            ("p 1", "1", "manhattan", 1.0),
+            ("p 3", "p", "p_3", 3.0),
+            ("p ∞", "inf", "maximum", math.inf),
+        )
+    ),
+    Case(
+        "batch_hard_triplet_loss",
+        "Batch-hard triplet",
+        LABELLED_ROWS,
+        "BatchHardTripletLoss",
+        "batch_hard_triplet_loss/hinge",
+    ),
+    Case(
+        "batch_hard_triplet_loss",
+        "Batch-hard triplet, soft margin",
+        LABELLED_ROWS,
+        "BatchHardTripletLoss",
+        "batch_hard_triplet_loss/soft",
+        "soft",
+        {"margin": None},
+    ),
 )
 
 

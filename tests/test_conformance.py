@@ -201,6 +201,7 @@ PAPERS_NOT_NEEDED = {
     "huber_loss",
     "nll_loss",
     "multi_margin_loss",
+    "margin_ranking_loss",
     "crammer_singer_loss",
 }
 

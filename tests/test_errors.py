@@ -275,6 +275,10 @@ RANGES: list[tuple[str, str, list[Any], str]] = [
     ("lambda_loss", "sigma", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
     ("lambda_loss", "mu", [-1.0, NAN, math.inf], "at least 0 and finite"),
     ("approx_ndcg_loss", "alpha", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
+    ("triplet_margin_loss", "margin", [0.0, -1.0, NAN], "above 0"),
+    ("triplet_margin_loss", "p", [0.0, -1.0, NAN], "above 0"),
+    ("triplet_margin_loss", "eps", [-1e-6, NAN], "at least 0"),
+    ("batch_hard_triplet_loss", "margin", [-0.5, NAN], "at least 0 or None"),
     ("neural_ndcg_loss", "temperature", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
 ]
 
@@ -598,6 +602,49 @@ def test_lists_have_no_weight_and_no_avg_factor() -> None:
         call("ranknet_loss", scores, relevance, [], None, None, "mean", None, 2.0)
 
 
+# ---------------------------------------------------------------------------------- metric learning
+
+
+def test_triplets_of_different_shapes() -> None:
+    case = find_case("triplet_margin_loss")
+    arguments = case.arguments((3, 4))
+    for name in ("positive", "negative"):
+        for shape in ((3, 5), (1, 4), (4,), (2, 3, 4), ()):
+            wrong = torch.zeros(shape)
+            message = expect(ValueError, case, name, {**arguments, name: wrong}, reduction="none")
+            assert shape_text(wrong) in message
+            assert "[3, 4]" in message
+    scalars = {name: torch.tensor(1.0) for name in ("anchor", "positive", "negative")}
+    assert "(..., features)" in expect(ValueError, case, "anchor", scalars)
+    for name in ("positive", "negative"):
+        expect(TypeError, case, name, {**arguments, name: arguments[name].long()})
+
+
+def test_rows_and_their_labels() -> None:
+    case = find_case("batch_hard_triplet_loss")
+    arguments = case.arguments((5, 4))
+    for shape in ((4,), (5,), (2, 5, 4), ()):
+        wrong = {**arguments, "embeddings": torch.zeros(shape)}
+        assert "(rows, features)" in expect(ValueError, case, "embeddings", wrong)
+    for shape in ((4,), (5, 1), (), (6,)):
+        labels = torch.zeros(shape, dtype=torch.int64)
+        message = expect(ValueError, case, "labels", {**arguments, "labels": labels})
+        assert "(5)" in message
+        assert shape_text(labels) in message
+    for dtype in (torch.float32, torch.bool, torch.int8, torch.complex64):
+        labels = torch.zeros(5).to(dtype)
+        message = expect(TypeError, case, "labels", {**arguments, "labels": labels})
+        assert "int64" in message
+
+
+def test_margin_of_two_scores_that_is_no_number() -> None:
+    case = find_case("margin_ranking_loss")
+    message = expect(TypeError, case, "margin", {**case.arguments(), "margin": "x"})
+    assert message.endswith("must be a number, got str")
+    for wrong in (torch.ones(2, 3), torch.ones(7)):
+        expect(ValueError, case, "target", {**case.arguments((3, 4)), "target": wrong})
+
+
 # ---------------------------------------------------------------------------------------- elsewhere
 
 
@@ -623,7 +670,7 @@ def test_the_operator_checks_as_the_function_does(case: Case) -> None:
     "engine",
     [
         *("pointwise", "softmax", "region", "ranked_region", "box_pair", "box_matrix"),
-        *("box_crowd", "pairs"),
+        *("box_crowd", "pairs", "triplet", "batch_hard"),
     ],
 )
 def test_operators_refuse_unknown_formulas(engine: str) -> None:
@@ -642,6 +689,8 @@ def test_operators_refuse_unknown_formulas(engine: str) -> None:
         "box_matrix": ([1e-7],),
         "box_crowd": (None, None, [0.9, 0.5, 0.5, 0.5], "mean"),
         "pairs": ([], None, None, "mean", None, None),
+        "triplet": ([1.0, 2.0, 1e-6, 0.0], "mean"),
+        "batch_hard": ([1.0], "mean"),
     }[engine]
     with pytest.raises(ValueError, match="cosine_loss"):
         getattr(torch.ops.fastloss, engine)("cosine_loss", *tensors, *rest)

@@ -13,6 +13,7 @@
 #include "losses/ranking.h"
 #include "losses/region.h"
 #include "losses/softmax.h"
+#include "losses/triplet.h"
 
 namespace fastloss {
 
@@ -113,7 +114,8 @@ const Catalogue& catalogue() {
       list_of<FASTLOSS_TARGET::PointwiseLosses>(),    list_of<FASTLOSS_TARGET::BoxPairLosses>(),
       list_of<FASTLOSS_TARGET::BoxSimilarities>(),    list_of<FASTLOSS_TARGET::BoxCrowdLosses>(),
       list_of<FASTLOSS_TARGET::SoftmaxLosses>(),      list_of<FASTLOSS_TARGET::RegionLosses>(),
-      list_of<FASTLOSS_TARGET::RankedRegionLosses>(), list_of<FASTLOSS_TARGET::ListLosses>()};
+      list_of<FASTLOSS_TARGET::RankedRegionLosses>(), list_of<FASTLOSS_TARGET::ListLosses>(),
+      list_of<FASTLOSS_TARGET::TripletLosses>(),      list_of<FASTLOSS_TARGET::BatchHardLosses>()};
   return kCatalogue;
 }
 

@@ -2,6 +2,7 @@
 // A backend is one compilation of every engine: an instruction set of the CPU, or CUDA. All offer
 // the same functions.
 #pragma once
+#include "engines/batch_hard.h"
 #include "engines/box_crowd.h"
 #include "engines/box_matrix.h"
 #include "engines/box_pair.h"
@@ -12,6 +13,7 @@
 #include "engines/region.h"
 #include "engines/scale.h"
 #include "engines/softmax.h"
+#include "engines/triplet.h"
 
 namespace fastloss {
 
@@ -30,6 +32,9 @@ struct Backend {
   void (*ranked_region)(const RankedRegionArguments&, const Execution&);
   int64_t (*pairs_scratch)(const PairsArguments&);
   void (*pairs)(const PairsArguments&, const Execution&);
+  void (*triplet)(const TripletArguments&, const Execution&);
+  void (*batch_hard)(const BatchHardArguments&, const Execution&);
+  void (*batch_hard_gradient)(const BatchHardArguments&, const Execution&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 
@@ -62,7 +67,8 @@ struct LossList {
   int find(const char* name) const;  // the index, or -1
 };
 struct Catalogue {
-  LossList pointwise, box_pair, box_matrix, box_crowd, softmax, region, ranked_region, pairs;
+  LossList pointwise, box_pair, box_matrix, box_crowd, softmax, region, ranked_region, pairs,
+      triplet, batch_hard;
 };
 const Catalogue& catalogue();
 

@@ -27,6 +27,9 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        ranked_region,
                        pairs_scratch,
                        pairs,
+                       triplet,
+                       batch_hard,
+                       batch_hard_gradient,
                        scale};
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -174,6 +174,7 @@ def documented(function: _Function) -> _Function:
 # What an option may be asked to be, in the words of the message.
 _RANGES: dict[str, Callable[[Any], bool]] = {
     "at least 0": lambda value: value >= 0,
+    "at least 0 or None": lambda value: value is None or value >= 0,
     "at least -1": lambda value: value >= -1,
     "at least 1": lambda value: value >= 1,
     "at least 1 or None": lambda value: value is None or value >= 1,

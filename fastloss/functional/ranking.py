@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranking losses: lists of scored items, and a metric of them."""
+"""Ranking and metric learning: lists of scored items, pairs of scores, distances of embeddings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from ._shared import check_number, documented, option_error
 
 __all__ = [
     "approx_ndcg_loss",
+    "batch_hard_triplet_loss",
     "lambda_loss",
     "list_mle_loss",
     "list_net_loss",
+    "margin_ranking_loss",
     "ndcg",
     "neural_ndcg_loss",
     "ranknet_loss",
+    "triplet_margin_loss",
 ]
 
 _SCHEMES = ("ndcg_loss1", "ndcg_loss2", "ndcg_loss2pp", "lambda_rank", "ranknet")
@@ -333,3 +336,143 @@ def ndcg(
         return _ops.pairs(
             "ndcg", scores, relevance, (_cut("ndcg", k),), mask=mask, reduction="none"
         )
+
+
+@documented
+def margin_ranking_loss(
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """Margin ranking loss: max(0, margin - y (x1 - x2)), of two scores and which is to be larger.
+
+    As ``torch.nn.functional.margin_ranking_loss``, but that the inputs do not broadcast.
+
+    Large Margin Rank Boundaries for Ordinal Regression, 2000.
+
+    Args:
+        input1: Scores x1, any shape, any floating dtype, any strides.
+        input2: Scores x2 of the same shape. The dtype may be another one.
+        target: y: 1 where x1 is to be larger, -1 where x2 is; broadcastable to the scores.
+        margin: By how much, before a pair costs nothing.
+        {reduction}
+
+    Returns:
+        The loss: the shape of the scores for ``"none"``, else a 0-d tensor; float32, or float64 if
+        a score is. The mean over no pairs is 0, with a gradient of 0.
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> first, second = torch.tensor([2.0, 0.5, 1.0]), torch.tensor([1.0, 1.0, -1.0])
+        >>> F.margin_ranking_loss(first, second, torch.tensor([1.0, 1.0, -1.0]), margin=0.25)
+        tensor(1.)
+    """
+    return _ops.pointwise(
+        "margin_ranking_loss", input1, input2, (margin,), extra=target, reduction=reduction
+    )
+
+
+@documented
+def triplet_margin_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float = 1.0,
+    p: float = 2.0,
+    eps: float = 1e-6,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """Triplet margin loss: an anchor is to be nearer to its positive than to its negative.
+
+    max(0, ‖a - p + eps‖ - ‖a - n + eps‖ + margin), in the p-norm over the last dimension: torch's
+    values and gradients, from one pass over the rows. With ``swap`` the negative's distance to the
+    positive counts instead, where that is smaller.
+
+    Learning local feature descriptors with triplets and shallow convolutional neural networks,
+    2016, doi 10.5244/C.30.119.
+
+    Args:
+        anchor: Embeddings a (..., features), any floating dtype, any strides.
+        positive: Embeddings of the same shape, near which the anchors are to be.
+        negative: Embeddings of the same shape, from which they are to be far.
+        margin: By how much the negative is to be farther, above 0.
+        p: The norm, above 0; ``math.inf`` is the largest difference.
+        eps: Added to every difference, at least 0.
+        swap: Whether the negative's distance to the positive may count.
+        {reduction}
+
+    Returns:
+        The loss: the shape of the embeddings without the features for ``"none"``, else a 0-d
+        tensor; float32, or float64 if an embedding is. The mean over no triplets is 0, with a
+        gradient of 0.
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> anchor = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        >>> positive = torch.tensor([[3.0, 4.0], [1.0, 2.0]])
+        >>> negative = torch.tensor([[0.0, 5.5], [9.0, 1.0]])
+        >>> F.triplet_margin_loss(anchor, positive, negative, reduction="none")
+        tensor([0.5000, 0.0000])
+    """
+    check_number("triplet_margin_loss", "margin", margin, "above 0")
+    check_number("triplet_margin_loss", "p", p, "above 0")
+    check_number("triplet_margin_loss", "eps", eps, "at least 0")
+    norm = {1.0: "1", 2.0: "2", math.inf: "inf"}.get(float(p), "p")
+    return _ops.triplet(
+        f"triplet_margin_loss/{norm}",
+        anchor,
+        positive,
+        negative,
+        (margin, p, eps, bool(swap)),
+        reduction=reduction,
+    )
+
+
+@documented
+def batch_hard_triplet_loss(
+    embeddings: Tensor, labels: Tensor, margin: float | None = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """Batch-hard triplet loss: every row with its farthest positive and its nearest negative.
+
+    max(0, max ‖a - p‖ - min ‖a - n‖ + margin) over the other rows p of an anchor's label and the
+    rows n of other labels, in the Euclidean norm; ln(1 + e^(max - min)) without a margin. Of equal
+    distances that to the first row counts. Rows without a positive or a negative are no anchors.
+
+    Distances are sums of squared differences, so that near rows keep their digits, and no matrix of
+    them is in memory. A NaN among the embeddings makes every loss NaN.
+
+    In Defense of the Triplet Loss for Person Re-Identification, 2017, arXiv 1703.07737.
+
+    Args:
+        embeddings: Rows (N, features), any floating dtype, any strides.
+        labels: What each row shows (N,): uint8, int16, int32 or int64, any numbers.
+        margin: By how much negatives are to be farther, at least 0. None: the soft margin.
+        reduction: ``"none"``, ``"sum"``, or ``"mean"`` over the anchors.
+
+    Returns:
+        The loss: shape (N,) for ``"none"``, 0 for a row that is no anchor, else a 0-d tensor;
+        float32, or float64 if the embeddings are. Without an anchor it is 0, with a gradient of 0.
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> embeddings = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 2.0], [9.0, 9.0]])
+        >>> F.batch_hard_triplet_loss(embeddings, torch.tensor([7, 7, 1, 0]), reduction="none")
+        tensor([4.0000, 2.3944, 0.0000, 0.0000])
+    """
+    check_number("batch_hard_triplet_loss", "margin", margin, "at least 0 or None")
+    kind = "soft" if margin is None else "hinge"
+    return _ops.batch_hard(
+        f"batch_hard_triplet_loss/{kind}",
+        embeddings,
+        labels,
+        (math.nan if margin is None else margin,),
+        reduction=reduction,
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ranking losses as modules."""
+"""Ranking and metric learning as modules."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from ._base import Loss
 
 __all__ = [
     "ApproxNDCGLoss",
+    "BatchHardTripletLoss",
     "LambdaLoss",
     "ListMLELoss",
     "ListNetLoss",
+    "MarginRankingLoss",
     "NeuralNDCGLoss",
     "RankNetLoss",
+    "TripletMarginLoss",
 ]
 
 
@@ -91,3 +94,55 @@ class ListMLELoss(_ListLoss):
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
+
+
+class MarginRankingLoss(Loss):
+    """Margin ranking loss: :func:`fastloss.functional.margin_ranking_loss`."""
+
+    function = staticmethod(functional.margin_ranking_loss)
+    margin: float
+
+    def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
+        super().__init__(margin=margin, reduction=reduction)
+
+    def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
+        """The loss of two scores; the target is 1 where the first is to be larger, else -1."""
+        return self.function(input1, input2, target, **self.options())
+
+
+class TripletMarginLoss(Loss):
+    """Triplet margin loss: :func:`fastloss.functional.triplet_margin_loss`."""
+
+    function = staticmethod(functional.triplet_margin_loss)
+    margin: float
+    p: float
+    eps: float
+    swap: bool
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        p: float = 2.0,
+        eps: float = 1e-6,
+        swap: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(margin=margin, p=p, eps=eps, swap=swap, reduction=reduction)
+
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """The loss of anchors (..., features) with a positive and a negative each."""
+        return self.function(anchor, positive, negative, **self.options())
+
+
+class BatchHardTripletLoss(Loss):
+    """Batch-hard triplet loss: :func:`fastloss.functional.batch_hard_triplet_loss`."""
+
+    function = staticmethod(functional.batch_hard_triplet_loss)
+    margin: float | None
+
+    def __init__(self, margin: float | None = 1.0, reduction: str = "mean") -> None:
+        super().__init__(margin=margin, reduction=reduction)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of rows (N, features) that show what their labels (N,) say."""
+        return self.function(embeddings, labels, **self.options())

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Ranking losses in plain PyTorch: the formulas, one operation after the other.
+"""Ranking and metric learning in plain PyTorch: the formulas, one operation after the other.
 
-Pairs of a list's items are an axis of their own here, (B, L, L): to be read, not to be fast.
+Pairs, of a list's items or of a batch's rows, are an axis of their own here: to be read, not to be
+fast.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ._reduce import promote, safe_reciprocal
+from ._reduce import power, promote, reduce_loss, root, safe_reciprocal
 
 __all__ = [
     "approx_ndcg_loss",
+    "batch_hard_triplet_loss",
     "lambda_loss",
     "list_mle_loss",
     "list_net_loss",
+    "margin_ranking_loss",
     "ndcg",
     "neural_ndcg_loss",
     "ranknet_loss",
+    "triplet_margin_loss",
 ]
 
 # Sinkhorn scaling ends after so many rounds, or when no sum differs from 1 by more than this.
@@ -292,3 +296,80 @@ def list_mle_loss(
     drawn = torch.where(left, lists.scores.unsqueeze(-2), lowest).logsumexp(-1) - lists.scores
     loss = torch.where(lists.counts, drawn, 0.0).sum(-1)
     return _reduce(loss, lists.counts.any(-1), reduction)
+
+
+# ---------------------------------------------------------------------------------- metric learning
+
+
+def margin_ranking_loss(
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """``max(0, margin - y (x1 - x2))``."""
+    input1, input2 = promote(input1, input2)
+    loss = (margin - target.to(input1.dtype) * (input1 - input2)).clamp(min=0)
+    return reduce_loss(loss, None, reduction, None)
+
+
+def triplet_margin_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float = 1.0,
+    p: float = 2.0,
+    eps: float = 1e-6,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """``max(0, ‖a - p + eps‖ - ‖a - n + eps‖ + margin)``."""
+    anchor, positive, negative = promote(anchor, positive, negative)
+    to_positive = _norm(anchor - positive + eps, p)
+    to_negative = _norm(anchor - negative + eps, p)
+    if swap:
+        to_negative = torch.minimum(to_negative, _norm(positive - negative + eps, p))
+    loss = (to_positive - to_negative + margin).clamp(min=0)
+    return reduce_loss(loss, None, reduction, None)
+
+
+def _norm(difference: Tensor, p: float) -> Tensor:
+    """The p-norm over the last dimension, with a slope of 0 at 0."""
+    magnitude = difference.abs()
+    if p == 1 or difference.shape[-1] == 0:
+        return magnitude.sum(-1)
+    if p == 2:
+        return root(difference.square().sum(-1))
+    largest = magnitude.detach().amax(-1, keepdim=True)
+    if p == math.inf:  # equal largest ones share the slope
+        is_largest = magnitude.detach() == largest
+        return torch.where(is_largest, magnitude, 0.0).sum(-1) / is_largest.sum(-1).clamp(min=1)
+    # Relative to the largest, of which the power could overflow.
+    zero = magnitude == 0
+    relative = torch.where(zero, 1.0, magnitude * safe_reciprocal(largest))
+    total = torch.where(zero, 0.0, power(relative, p)).sum(-1)
+    nothing = total == 0
+    norm = torch.where(nothing, 1.0, total).pow(1.0 / p) * largest.squeeze(-1)
+    return torch.where(nothing, total * largest.squeeze(-1), norm)
+
+
+def batch_hard_triplet_loss(
+    embeddings: Tensor, labels: Tensor, margin: float | None = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """The loss of every row with its farthest positive and its nearest negative."""
+    (embeddings,) = promote(embeddings)
+    count = embeddings.shape[0]
+    if count == 0:
+        return reduce_loss(embeddings.sum(-1), None, reduction, None)
+    fixed = embeddings.detach()
+    distance = (fixed.unsqueeze(-2) - fixed.unsqueeze(-3)).square().sum(-1)
+    same = labels.unsqueeze(-1) == labels.unsqueeze(-2)
+    positive = same & ~torch.eye(count, dtype=torch.bool, device=same.device)
+    # Of equal distances the first one's index.
+    farthest = torch.where(positive, distance, -torch.inf).argmax(-1)
+    nearest = torch.where(same, torch.inf, distance).argmin(-1)
+    to_positive = _norm(embeddings - embeddings[farthest], 2)
+    to_negative = _norm(embeddings - embeddings[nearest], 2)
+    if margin is None:
+        loss = -logsigmoid(to_negative - to_positive)
+    else:
+        loss = (to_positive - to_negative + margin).clamp(min=0)
+    counted = positive.any(-1) & ~same.all(-1)
+    return _reduce(torch.where(counted, loss, 0.0), counted, reduction)
