@@ -1042,7 +1042,7 @@ TRIPLETS = Family(
 )
 
 
-def _labelled_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+def _labelled_batch(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     """Embeddings (N, features) of a few classes; one row is of a class of its own."""
     rows, _ = shape
     labels = torch.randint(1, 5, (rows,), generator=generator)
@@ -1052,17 +1052,17 @@ def _labelled_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     }
 
 
-def _degenerate_labelled_rows() -> dict[str, Tensor]:
+def _degenerate_batch() -> dict[str, Tensor]:
     """Every row twice in a class and once in another: equal distances everywhere."""
     rows = torch.tensor(_DEGENERATE_ROWS, dtype=torch.float64)
     labels = torch.arange(len(rows)) % 3
     return {"embeddings": rows.repeat(3, 1), "labels": torch.cat((labels, labels, labels + 1))}
 
 
-LABELLED_ROWS = Family(
+LABELLED_BATCH = Family(
     engine="batch_hard",
-    build=_labelled_rows,
-    degenerate=_degenerate_labelled_rows,
+    build=_labelled_batch,
+    degenerate=_degenerate_batch,
     differentiable=("embeddings",),
     # The oracle's memory is that of all differences.
     shape_of=lambda size: (min(size, 131), 6),
@@ -1731,14 +1731,14 @@ CASES: tuple[Case, ...] = (
     Case(
         "batch_hard_triplet_loss",
         "Batch-hard triplet",
-        LABELLED_ROWS,
+        LABELLED_BATCH,
         "BatchHardTripletLoss",
         "batch_hard_triplet_loss/hinge",
     ),
     Case(
         "batch_hard_triplet_loss",
         "Batch-hard triplet, soft margin",
-        LABELLED_ROWS,
+        LABELLED_BATCH,
         "BatchHardTripletLoss",
         "batch_hard_triplet_loss/soft",
         "soft",
