@@ -129,27 +129,34 @@ template <class T>
   const V lane = lane_numbers<T>();
   for (int64_t panel = 0; panel < panels.count(); panel += kVectors) {
     V sum[kAnchors][kVectors];
+#pragma GCC unroll 4
     for (int a = 0; a < kAnchors; ++a) {
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[a][v] = V(0);
     }
     const T* const other = panels.at(panel);
     for (int64_t k = 0; k < features; ++k) {
       V feature[kVectors];
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v)
         feature[v] = V::load(other + (v * features + k) * V::kLanes);
+#pragma GCC unroll 4
       for (int a = 0; a < kAnchors; ++a) {
         const V own(anchor[a][k]);
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
           const V difference = own - feature[v];
           sum[a][v] += difference * difference;
         }
       }
     }
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       const int64_t begin = (panel + v) * V::kLanes;
       const V row = lane + V(T(begin));
       const V other_number = V::load(groups.number + begin);
       const auto inside = row < V(T(rows));
+#pragma GCC unroll 4
       for (int a = 0; a < kAnchors; ++a) {
         const V distance = sum[a][v];
         const auto same = other_number == number[a];
