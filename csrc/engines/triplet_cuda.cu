@@ -108,12 +108,13 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
       const T factor = T(arguments.gradient_factor);
       const T by_sum[3] = {factor * derivative<1>(loss), factor * derivative<2>(loss),
                            factor * derivative<4>(loss)};
+      const bool is_flat = by_sum[0] == T(0) && by_sum[1] == T(0) && by_sum[2] == T(0);
       for_each_pack([&](int64_t i, const T(&differences)[3][kWidth]) {
         T slope[3][kWidth];
         for (int d = 0; d < 3; ++d) {
           for (int k = 0; k < kWidth; ++k) {
             slope[d][k] = T(0);
-            if (d < kCount && by_sum[d] != T(0)) {  // also where a difference is infinite
+            if (d < kCount && !is_flat) {  // else also where a difference is infinite
               slope[d][k] =
                   by_sum[d] * derivative<1>(Norm::term(seed<1>(differences[d][k]), scale[d], p));
             }
