@@ -30,11 +30,14 @@ class Goal:
         eager: At least this many times as fast as eager PyTorch.
         compiled: At least this many times as fast as ``torch.compile``.
         limit: At most this many times the streaming limit.
+        memory_of_eager: Headlines take no memory but that of the gradient; where this is set, no
+            more than eager PyTorch does.
     """
 
     eager: float | None = None
     compiled: float | None = None
     limit: float | None = None
+    memory_of_eager: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ _WITH_GOALS = (
         "Linear + cross-entropy, 2048 × 1024 → 32000",
         "linear_cross_entropy",
         (2048, 1024, 32_000),
-        Goal(eager=1.2),
+        Goal(eager=1.2, memory_of_eager=True),
     ),
     _elements(
         "dice",

@@ -242,6 +242,13 @@ def test_verdicts() -> None:
     bad = made_up(case, fastloss=1, eager=24, compiled=11, limit=0.3)
     bad = replace(bad, fastloss=replace(bad.fastloss, peak_extra_bytes=2 << 20))
     assert [verdict.reached for verdict in verdicts(bad)] == [False] * 4
+    modest = replace(bad, case=replace(case, goal=Goal(memory_of_eager=True)))
+    (verdict,) = verdicts(modest)
+    assert (verdict.goal, verdict.found, verdict.reached) == (
+        "memory of eager",
+        "-3 MiB more",
+        True,
+    )
     idle = {**describe_machine("cpu", 2), "load_before": 0.0}
     assert [str(note) for note in notes([bad], idle)][-1] == (
         "CIoU, 1 M: gradient only not reached: 1 MiB more"
