@@ -38,11 +38,12 @@ help:
 venv: $(REQUIREMENTS)
 build: $(EXTENSION)
 
-$(REQUIREMENTS): requirements-dev.txt
+$(REQUIREMENTS): requirements-dev.txt requirements-peers.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, PYTHON=$(PYTHON) is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $$(grep '^torch==' $<)
 	$(BIN)/pip install -r $<
+	$(BIN)/pip install --no-deps -r requirements-peers.txt
 	@touch $@
 
 $(EXTENSION): $(REQUIREMENTS) setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)

@@ -567,6 +567,101 @@ def _hinge_discriminator_loss(real: Tensor, fake: Tensor, reduction: str = "mean
     return of_real + _reduce(torch_functional.relu(1 + fake), reduction)
 
 
+# ---------------------------------------------------------------------------------------- ranking
+
+
+def _lambda_loss_as(select_pairs: bool) -> LossFunction:
+    """LambdaLoss as allRank computes it, every step a tensor of all pairs.
+
+    The pairs that count are picked out by a boolean mask, or, for the compiler, multiplied by it.
+    """
+
+    def lambda_loss(
+        scores: Tensor,
+        relevance: Tensor,
+        *,
+        scheme: str = "ndcg_loss2pp",
+        k: int | None = None,
+        sigma: float = 1.0,
+        mu: float = 10.0,
+        mask: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        floor = 1e-10
+        length = scores.shape[1]
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+            relevance = relevance.masked_fill(~mask, -math.inf)
+        by_score, order = scores.sort(dim=-1, descending=True)
+        best = relevance.sort(dim=-1, descending=True).values
+        achieved = torch.gather(relevance, 1, order)
+        ahead = achieved[:, :, None] - achieved[:, None, :]
+        counted = torch.isfinite(ahead)
+        if scheme != "ndcg_loss1":
+            counted = counted & (ahead > 0)
+        counted = counted & _corner(length, k, scores.device)
+
+        places = torch.arange(1, length + 1, device=scores.device)
+        discount = torch.log2(1.0 + places)[None]
+        best_dcg = ((2 ** best.clamp(min=0.0) - 1) / discount)[:, :k].sum(-1).clamp(min=floor)
+        gain = (2 ** achieved.clamp(min=0.0) - 1) / best_dcg[:, None]
+        weight = _pair_weight(scheme, gain, discount, places, mu)
+
+        difference = (by_score[:, :, None] - by_score[:, None, :]).clamp(-1e8, 1e8)
+        likelihood = (torch.sigmoid(sigma * difference).clamp(min=floor) ** weight).clamp(min=floor)
+        loss = -torch.log2(likelihood)
+        if select_pairs:
+            return _reduce(loss[counted], reduction)
+        total = torch.where(counted, loss, 0.0).sum()
+        return total / counted.sum() if reduction == "mean" else total
+
+    return lambda_loss
+
+
+def _corner(length: int, k: int | None, device: torch.device) -> Tensor:
+    corner = torch.zeros(length, length, dtype=torch.bool, device=device)
+    corner[:k, :k] = True
+    return corner
+
+
+def _pair_weight(
+    scheme: str, gain: Tensor, discount: Tensor, places: Tensor, mu: float
+) -> Tensor | float:
+    change = (gain[:, :, None] - gain[:, None, :]).abs()
+    swapped = (1 / discount[:, :, None] - 1 / discount[:, None, :]).abs()
+    apart = (places[:, None] - places[None, :]).abs()
+    spacing = (1 / discount[0, apart - 1] - 1 / discount[0, apart.clamp(max=len(places) - 1)]).abs()
+    spacing = spacing * (apart > 0)
+    if scheme == "ndcg_loss1":
+        return (gain / discount)[:, :, None]
+    if scheme == "ndcg_loss2":
+        return spacing * change
+    if scheme == "ndcg_loss2pp":
+        return mu * (spacing * change) + swapped * change
+    return swapped * change if scheme == "lambda_rank" else 1.0
+
+
+# -------------------------------------------------------------------------------- metric learning
+
+
+def _batch_hard_triplet_loss(
+    embeddings: Tensor, labels: Tensor, margin: float | None = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """As code for re-identification has it: the extremes of the rows of a masked matrix."""
+    distance = torch.cdist(embeddings, embeddings)
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    farthest = distance.masked_fill(~positive, -math.inf).amax(1)
+    nearest = distance.masked_fill(same, math.inf).amin(1)
+    is_anchor = positive.any(1) & ~same.all(1)
+    behind = torch.where(is_anchor, farthest - nearest, 0.0)
+    loss = torch_functional.softplus(behind) if margin is None else (behind + margin).relu()
+    loss = torch.where(is_anchor, loss, 0.0)
+    if reduction == "none":
+        return loss
+    return loss.sum() / is_anchor.sum() if reduction == "mean" else loss.sum()
+
+
 # -------------------------------------------------------------------------------------- the lists
 
 _SAME_FOR_BOTH: dict[str, LossFunction] = {
@@ -585,6 +680,7 @@ _SAME_FOR_BOTH: dict[str, LossFunction] = {
     "non_saturating_generator_loss": _non_saturating_generator_loss,
     "hinge_discriminator_loss": _hinge_discriminator_loss,
     "hinge_generator_loss": _negative_score,
+    "batch_hard_triplet_loss": _batch_hard_triplet_loss,
 }
 # Run eagerly, and given to the compiler.
 _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
@@ -605,6 +701,7 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     "dice_cross_entropy_loss": (_dice_cross_entropy_loss, _dice_cross_entropy_loss),
     "dice_focal_loss": (_dice_focal_loss, _dice_focal_loss),
     "lovasz_softmax_loss": (_lovasz_softmax_loss, reference.lovasz_softmax_loss),
+    "lambda_loss": (_lambda_loss_as(select_pairs=True), _lambda_loss_as(select_pairs=False)),
 }
 _MONAI = {
     "dice_loss": "DiceLoss",
@@ -621,9 +718,11 @@ _TORCH = frozenset(
         "cross_entropy",
         "huber_loss",
         "l1_loss",
+        "margin_ranking_loss",
         "mse_loss",
         "multi_margin_loss",
         "nll_loss",
         "smooth_l1_loss",
+        "triplet_margin_loss",
     }
 )

@@ -70,14 +70,15 @@ class BenchmarkCase:
         return self.yardstick or baseline_of(self.row.function)
 
     @property
-    def prediction(self) -> str | None:
-        """The argument that gets a gradient; None where only the forward is measured."""
-        return None if self.work is Work.FORWARD else self.row.prediction
+    def predictions(self) -> tuple[str, ...]:
+        """The arguments that get a gradient; none where only the forward is measured."""
+        if self.work is Work.FORWARD:
+            return ()
+        return self.row.family.differentiable[: self.row.family.predictions]
 
     def inputs(self, device: str) -> Arguments:
         """The arguments of a call, fresh."""
-        wanted = () if self.prediction is None else (self.prediction,)
-        arguments = self.row.arguments(self.shape, device=device, requires_grad=wanted)
+        arguments = self.row.arguments(self.shape, device=device, requires_grad=self.predictions)
         for name in self.row.family.integers:
             # No ignored rows: that all rows count is the cheapest case for the baselines.
             arguments[name].clamp_(min=0)
@@ -193,6 +194,21 @@ _WITH_GOALS = (
         _SEGMENTATION,
         Goal(eager=7, compiled=3),
     ),
+    _elements("lambda", "LambdaLoss, 128 lists of 200", "lambda_loss", (128, 200), Goal(eager=40)),
+    _elements(
+        "triplet",
+        "Triplet margin, 8192 × 256",
+        "triplet_margin_loss",
+        (8192, 256),
+        Goal(eager=3.5, limit=2),
+    ),
+    _elements(
+        "batch-hard",
+        "Batch-hard triplet, 1024 × 128",
+        "batch_hard_triplet_loss",
+        (1024, 128),
+        Goal(eager=3),
+    ),
     BenchmarkCase(
         "pairwise-ciou",
         "Pairwise CIoU, 16 × 60 × 8400, forward",
@@ -227,6 +243,9 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "box_pair": (1 << 16,),
     "box_matrix": (16, 60, 2100),
     "box_crowd": (1024, 64),
+    "pairs": (64, 100),
+    "triplet": (1 << 11, 64),
+    "batch_hard": (1 << 8, 64),
     "pointwise": (1 << 14, 64),
     "softmax": (1 << 14, 64),
     "linear_cross_entropy": (1 << 11, 64, 1 << 12),

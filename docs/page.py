@@ -66,7 +66,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     ),
     "ranking and retrieval": (
         *("triplet_margin_loss", "batch_hard_triplet_loss", "margin_ranking_loss"),
-        *("ranknet_loss", "lambda_loss", "approx_ndcg_loss", "neural_ndcg_loss", "ndcg"),
+        *("ranknet_loss", "lambda_loss", "approx_ndcg_loss", "neural_ndcg_loss"),
+        *("list_net_loss", "list_mle_loss", "ndcg"),
     ),
     "regression and forecasting": (
         *("mse_loss", "huber_loss", "smooth_l1_loss", "l1_loss", "log_cosh_loss", "rmse_loss"),
@@ -144,12 +145,13 @@ def _paragraphs(docstring: str) -> list[str]:
 
 
 def _is_source(paragraph: str) -> bool:
-    """Whether it ends with a year, or with an arXiv number."""
-    return re.search(r"((19|20)\d\d|arXiv \d{4}\.\d{4,5})\.$", paragraph) is not None
+    """Whether it ends with a year, or with the number of arXiv or doi."""
+    return re.search(r"((19|20)\d\d|arXiv \d{4}\.\d{4,5}|doi 10\.\S+)\.$", paragraph) is not None
 
 
 def _with_links(source: str) -> str:
-    return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
+    source = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
+    return re.sub(r"doi (10\.\S+)\.$", r"[doi \1](https://doi.org/\1).", source)
 
 
 def _signature(name: str) -> str:

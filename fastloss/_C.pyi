@@ -56,6 +56,25 @@ def box_crowd(
     parameters: Numbers,
     reduction: str,
 ) -> Tensor: ...
+def pairs(
+    loss: str,
+    scores: Tensor,
+    relevance: Tensor,
+    parameters: Numbers,
+    mask: Tensor | None,
+    reduction: str,
+) -> Tensor: ...
+def triplet(
+    loss: str,
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    parameters: Numbers,
+    reduction: str,
+) -> Tensor: ...
+def batch_hard(
+    loss: str, embeddings: Tensor, labels: Tensor, parameters: Numbers, reduction: str
+) -> Tensor: ...
 def region(
     loss: str,
     input: Tensor,

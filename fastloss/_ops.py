@@ -209,6 +209,45 @@ def ranked_region(
     return call(loss, input, target, present, per_image, ignore_index, reduction)
 
 
+def pairs(
+    loss: str,
+    scores: Tensor,
+    relevance: Tensor,
+    parameters: Parameters = (),
+    *,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """A loss of lists of scored items."""
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.pairs(
+            loss, scores, relevance, parameters, mask, None, reduction, None, None
+        )
+    return _C.pairs(loss, scores, relevance, parameters, mask, reduction)
+
+
+def triplet(
+    loss: str,
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    parameters: Parameters,
+    *,
+    reduction: str,
+) -> Tensor:
+    """A loss of anchors with a positive and a negative each."""
+    call = torch.ops.fastloss.triplet if torch.compiler.is_compiling() else _C.triplet
+    return call(loss, anchor, positive, negative, parameters, reduction)
+
+
+def batch_hard(
+    loss: str, embeddings: Tensor, labels: Tensor, parameters: Parameters, *, reduction: str
+) -> Tensor:
+    """A loss of every row of a batch as an anchor among the others."""
+    call = torch.ops.fastloss.batch_hard if torch.compiler.is_compiling() else _C.batch_hard
+    return call(loss, embeddings, labels, parameters, reduction)
+
+
 def _split(avg_factor: float | Tensor | None) -> tuple[Tensor | None, float | None]:
     """A schema has no "number or tensor": two arguments, one of which is None."""
     if isinstance(avg_factor, Tensor):
@@ -248,7 +287,7 @@ def _twin(loss: str) -> _Twin:
     for parameter in parameters:
         if parameter in _TENSORS:
             tensors.append(parameter)
-        elif parameter in ("mode", "kind", "w_type"):
+        elif parameter in ("mode", "kind", "w_type", "scheme"):
             options[parameter] = option
         elif parameter not in _NAMED:
             floats.append(parameter)
@@ -265,13 +304,15 @@ _TENSORS = frozenset(
         *("input", "inputs", "target", "targets", "real", "fake"),
         "linear_weight",
         *("boxes1", "boxes2", "boxes", "target_boxes", "target_index"),
+        *("scores", "relevance"),
+        *("input1", "input2", "anchor", "positive", "negative", "embeddings", "labels"),
     }
 )
 # Given by name.
 _NAMED = frozenset(
     {
         *("weight", "pos_weight", "linear_bias", "reduction", "avg_factor"),
-        *("batch_index", "target_batch_index"),
+        *("batch_index", "target_batch_index", "mask"),
         *("activation", "squared_pred", "include_background", "batch"),
         *("classes", "per_image"),
     }
@@ -286,6 +327,9 @@ def _call_twin(
     **arguments: Any,
 ) -> Tensor:
     twin = _twin(loss)
+    if len(twin.tensors) > len(tensors):  # the extra one is a tensor of its own
+        assert extra is not None
+        tensors, extra = (*tensors, extra), None
     filled: list[Any] = parameters
     if twin.has_pos_weight:
         arguments["pos_weight"] = extra
@@ -441,6 +485,44 @@ def _ranked_region_reference(
     )
 
 
+def _pairs_reference(
+    loss: str,
+    scores: Tensor,
+    relevance: Tensor,
+    parameters: list[float],
+    extra: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: Tensor | None,
+    avg_number: float | None,
+) -> Tensor:
+    # The one number that may be None, and is an integer, is k.
+    given: list[Any] = [
+        (int(value) if math.isfinite(value) else None) if name == "k" else value
+        for name, value in zip(_twin(loss).floats, parameters, strict=True)
+    ]
+    reduces: dict[str, Any] = {} if loss == "ndcg" else {"reduction": reduction}
+    return _call_twin(loss, (scores, relevance), given, mask=extra, **reduces)
+
+
+def _triplet_reference(
+    loss: str,
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    parameters: list[float],
+    reduction: str,
+) -> Tensor:
+    return _call_twin(loss, (anchor, positive, negative), parameters, reduction=reduction)
+
+
+def _batch_hard_reference(
+    loss: str, embeddings: Tensor, labels: Tensor, parameters: list[float], reduction: str
+) -> Tensor:
+    margin: list[Any] = [None if math.isnan(value) else value for value in parameters]
+    return _call_twin(loss, (embeddings, labels), margin, reduction=reduction)
+
+
 _library = torch.library.Library("fastloss", "IMPL")
 for _engine, _function in {
     "pointwise": _two_tensors_reference,
@@ -451,6 +533,9 @@ for _engine, _function in {
     "box_crowd": _box_crowd_reference,
     "region": _region_reference,
     "ranked_region": _ranked_region_reference,
+    "pairs": _pairs_reference,
+    "triplet": _triplet_reference,
+    "batch_hard": _batch_hard_reference,
 }.items():
     for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
         _library.impl(f"{_engine}_reference", _function, _key)

@@ -43,6 +43,9 @@ TOLERANCES = {
     torch.float32: Tolerance(1e-5, 2e-6),
     torch.float64: Tolerance(1e-12, 1e-13),
 }
+# Sinkhorn's rounds end when every sum is within 1e-6 of 1, which float32 may see a round earlier or
+# later than float64.
+A_ROUND_MORE = Tolerance(1e-5, 4e-5)
 # A coordinate near 100 is exact to 4e-6, and the distance of two centres may be far below 1.
 CANCELLING = Tolerance(1e-5, 5e-6)
 # The gradient of a probability near 1 is the difference of two slopes, rounded as they are. Where
@@ -71,6 +74,8 @@ class Family:
         rounds_inside: Whether numbers between input and loss are rounded to the input's dtype, as
             matrix products are: in half precision the oracle's float64 is another function then.
         bounded: Whether the prediction must be a probability.
+        predictions: How many of the differentiable arguments a model predicts at once; in training
+            all of those have a gradient.
     """
 
     engine: str
@@ -86,6 +91,7 @@ class Family:
     ignored: int | None = None
     rounds_inside: bool = False
     bounded: bool = False
+    predictions: int = 1
 
 
 @dataclass(frozen=True)
@@ -900,6 +906,171 @@ RANKED_VOXELS = replace(
 RANKED_IMAGES = replace(RANKED_VOXELS, shape_of=lambda size: (5, 3, min(size, 99)))
 
 
+# ------------------------------------------------------------------------------------------ ranking
+
+
+def _lists(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Lists (B, L), every third item relevant to some degree."""
+    degrees = torch.randint(-8, 5, shape, generator=generator).clamp(min=0)
+    return {
+        "scores": 2 * torch.randn(shape, generator=generator, dtype=torch.float64),
+        "relevance": degrees.to(torch.float64),
+    }
+
+
+def _masked_lists(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Padded at the end, and here and there; of the first list nothing is left."""
+    result = _lists(shape, generator)
+    lists, length = shape
+    lengths = torch.randint(length + 1, (lists, 1), generator=generator) + 2
+    lengths = torch.where(torch.arange(lists)[:, None] == 0, 0, lengths)
+    holes = torch.rand(shape, generator=generator) < 0.1
+    return {**result, "mask": (torch.arange(length) < lengths) & ~holes}
+
+
+def _degenerate_lists() -> dict[str, Tensor]:
+    """Scores up to the largest, and equal ones; relevance without order, tiny, negative, huge."""
+    logits = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    length = len(logits)
+    nothing = torch.zeros(length, dtype=torch.float64)
+    degrees = torch.arange(length, dtype=torch.float64) % 4
+    relevances = (
+        *(nothing, nothing + 2, degrees, degrees * 2.0**-14),
+        *(degrees - 3, -degrees, degrees * 40, degrees * 4096),
+    )
+    scores = (logits, nothing, logits.flip(0))
+    return {
+        "scores": torch.stack([score for score in scores for _ in relevances]),
+        "relevance": torch.stack([relevance for _ in scores for relevance in relevances]),
+    }
+
+
+def _degenerate_masked_lists() -> dict[str, Tensor]:
+    result = _degenerate_lists()
+    lists, length = result["scores"].shape
+    number, item = torch.arange(lists)[:, None], torch.arange(length)
+    mask = torch.where(number % 5 == 0, item == 3, item != number % length)  # one item, or all but
+    return {**result, "mask": mask & (number % 7 != 0)}
+
+
+LISTS = Family(
+    engine="pairs",
+    build=_lists,
+    degenerate=_degenerate_lists,
+    differentiable=("scores",),
+    # The oracle's memory is that of all pairs.
+    shape_of=lambda size: (5, min(size, 131)) if size else (0, 7),
+    element_wise=False,
+)
+MASKED_LISTS = replace(LISTS, build=_masked_lists, degenerate=_degenerate_masked_lists)
+# The oracle's memory is that of all pairs in fifty rounds.
+SHORT_LISTS = replace(LISTS, shape_of=lambda size: (5, min(size, 37)) if size else (0, 7))
+SHORT_MASKED_LISTS = replace(SHORT_LISTS, build=_masked_lists, degenerate=_degenerate_masked_lists)
+_WITHOUT_GRADIENT = replace(LISTS, differentiable=(), reduces=False)
+_MASKED_WITHOUT_GRADIENT = replace(MASKED_LISTS, differentiable=(), reduces=False)
+
+
+# ---------------------------------------------------------------------------------- metric learning
+
+
+def _two_scores(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Two scores, and which of them is to be larger."""
+    return {
+        "input1": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "input2": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "target": _signs(shape, generator)["target"],
+    }
+
+
+def _degenerate_two_scores() -> dict[str, Tensor]:
+    scores = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    all_three = torch.cartesian_prod(scores, scores, torch.tensor((-1.0, 0.0, 1.0)).double())
+    return dict(zip(("input1", "input2", "target"), all_three.T.contiguous(), strict=True))
+
+
+TWO_SCORES = Family(
+    engine="pointwise",
+    build=_two_scores,
+    degenerate=_degenerate_two_scores,
+    differentiable=("input1", "input2"),
+    shape_of=BINARY.shape_of,
+    predictions=2,
+)
+
+
+def _triplets(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Triplets (N, features); negatives are somewhat farther from the anchors than positives."""
+
+    def noise() -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    anchor = noise()
+    return {
+        "anchor": anchor,
+        "positive": anchor + 0.7 * noise(),
+        "negative": anchor + 0.9 * noise(),
+    }
+
+
+# Equal, near, far, far on both sides; no two distances differ by a margin of the table.
+_DEGENERATE_ROWS = (
+    (0.0, 0.0, 0.0, 0.0),
+    (3.0, 0.0, 0.0, 0.0),
+    (0.0, -3.0, 3.0, 0.0),
+    (2.0**-10, 0.0, 0.0, 0.0),
+    (17.0, 17.0, -17.0, 17.0),
+    (1e4, -1e4, 1e4, 0.0),
+    (-1e4, 1e4, 1e4, 0.0),
+)
+
+
+def _degenerate_triplets() -> dict[str, Tensor]:
+    """Every row as anchor, as positive and as negative."""
+    rows = torch.tensor(_DEGENERATE_ROWS, dtype=torch.float64)
+    index = torch.cartesian_prod(*3 * (torch.arange(len(rows)),))
+    names = ("anchor", "positive", "negative")
+    return {name: rows[index[:, place]] for place, name in enumerate(names)}
+
+
+TRIPLETS = Family(
+    engine="triplet",
+    build=_triplets,
+    degenerate=_degenerate_triplets,
+    differentiable=("anchor", "positive", "negative"),
+    shape_of=lambda size: (5 + size // 16, min(size, 37)) if size else (0, 7),
+    predictions=3,
+)
+
+
+def _labelled_batch(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Embeddings (N, features) of a few classes; one row is of a class of its own."""
+    rows, _ = shape
+    labels = torch.randint(1, 5, (rows,), generator=generator)
+    return {
+        "embeddings": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "labels": torch.where(torch.arange(rows) == 1, 0, labels),
+    }
+
+
+def _degenerate_batch() -> dict[str, Tensor]:
+    """Every row twice in a class and once in another: equal distances everywhere."""
+    rows = torch.tensor(_DEGENERATE_ROWS, dtype=torch.float64)
+    labels = torch.arange(len(rows)) % 3
+    return {"embeddings": rows.repeat(3, 1), "labels": torch.cat((labels, labels, labels + 1))}
+
+
+LABELLED_BATCH = Family(
+    engine="batch_hard",
+    build=_labelled_batch,
+    degenerate=_degenerate_batch,
+    differentiable=("embeddings",),
+    # The oracle's memory is that of all differences.
+    shape_of=lambda size: (min(size, 131), 6),
+    integers=("labels",),
+    element_wise=False,
+)
+
+
 # ---------------------------------------------------------------------------------------- the table
 
 _SEGMENTATION: tuple[Case, ...] = (
@@ -1468,9 +1639,123 @@ CASES: tuple[Case, ...] = (
         "wasserstein_generator_loss",
     ),
     *(replace(row, float32=SATURATING) for row in _SEGMENTATION),
+    Case("lambda_loss", "LambdaLoss", LISTS, "LambdaLoss", "lambda_loss/ndcg_loss2pp"),
+    Case(
+        "lambda_loss",
+        "LambdaLoss of 6, masked",
+        MASKED_LISTS,
+        "LambdaLoss",
+        "lambda_loss/ndcg_loss2pp",
+        "k",
+        {"k": 6, "sigma": 1.5, "mu": 5.0},
+    ),
+    *(
+        Case(
+            "lambda_loss",
+            f"LambdaLoss {scheme}, masked",
+            MASKED_LISTS,
+            "LambdaLoss",
+            f"lambda_loss/{scheme}",
+            scheme,
+            {"scheme": scheme},
+        )
+        for scheme in ("ndcg_loss1", "ndcg_loss2", "lambda_rank", "ranknet")
+    ),
+    Case(
+        "lambda_loss",
+        "NDCG-Loss1 of 4",
+        LISTS,
+        "LambdaLoss",
+        "lambda_loss/ndcg_loss1",
+        "ndcg_loss1_k",
+        {"scheme": "ndcg_loss1", "k": 4, "sigma": 0.5},
+    ),
+    Case("ranknet_loss", "RankNet", LISTS, "RankNetLoss"),
+    Case("ranknet_loss", "RankNet, masked", MASKED_LISTS, "RankNetLoss", variant="masked"),
+    Case("approx_ndcg_loss", "ApproxNDCG", LISTS, "ApproxNDCGLoss"),
+    Case(
+        "approx_ndcg_loss",
+        "ApproxNDCG, α 2.5, masked",
+        MASKED_LISTS,
+        "ApproxNDCGLoss",
+        variant="alpha",
+        options={"alpha": 2.5},
+    ),
+    Case("neural_ndcg_loss", "NeuralNDCG", SHORT_LISTS, "NeuralNDCGLoss", float32=A_ROUND_MORE),
+    Case(
+        "neural_ndcg_loss",
+        "NeuralNDCG, τ 0.3, masked",
+        SHORT_MASKED_LISTS,
+        "NeuralNDCGLoss",
+        variant="temperature",
+        options={"temperature": 0.3},
+        float32=A_ROUND_MORE,
+    ),
+    Case("list_net_loss", "ListNet", LISTS, "ListNetLoss"),
+    Case("list_net_loss", "ListNet, masked", MASKED_LISTS, "ListNetLoss", variant="masked"),
+    Case("list_mle_loss", "ListMLE", LISTS, "ListMLELoss"),
+    Case("list_mle_loss", "ListMLE, masked", MASKED_LISTS, "ListMLELoss", variant="masked"),
+    Case("margin_ranking_loss", "Margin ranking", TWO_SCORES, "MarginRankingLoss"),
+    Case(
+        "margin_ranking_loss",
+        "Margin ranking, margin 0.5",
+        TWO_SCORES,
+        "MarginRankingLoss",
+        variant="margin",
+        options={"margin": 0.5},
+    ),
+    Case(
+        "triplet_margin_loss",
+        "Triplet margin",
+        TRIPLETS,
+        "TripletMarginLoss",
+        "triplet_margin_loss/2",
+    ),
+    *(
+        Case(
+            "triplet_margin_loss",
+            f"Triplet margin, {label}, swapped",
+            TRIPLETS,
+            "TripletMarginLoss",
+            f"triplet_margin_loss/{norm}",
+            variant,
+            # (Without eps, by which equal distances would differ in a dtype and not in another.)
+            {"p": p, "eps": 0.0, "swap": True, "margin": 0.5},
+        )
+        for label, norm, variant, p in (
+            ("p 1", "1", "manhattan", 1.0),
+            ("p 3", "p", "p_3", 3.0),
+            ("p ∞", "inf", "maximum", math.inf),
+        )
+    ),
+    Case(
+        "batch_hard_triplet_loss",
+        "Batch-hard triplet",
+        LABELLED_BATCH,
+        "BatchHardTripletLoss",
+        "batch_hard_triplet_loss/hinge",
+    ),
+    Case(
+        "batch_hard_triplet_loss",
+        "Batch-hard triplet, soft margin",
+        LABELLED_BATCH,
+        "BatchHardTripletLoss",
+        "batch_hard_triplet_loss/soft",
+        "soft",
+        {"margin": None},
+    ),
+)
+
+
+# Functions without a gradient.
+METRICS: tuple[Case, ...] = (
+    Case("ndcg", "NDCG", _WITHOUT_GRADIENT, None),
+    Case(
+        "ndcg", "NDCG of 5, masked", _MASKED_WITHOUT_GRADIENT, None, variant="k", options={"k": 5}
+    ),
 )
 
 
 def find_case(id: str) -> Case:
     """The row with this id."""
-    return next(case for case in CASES if case.id == id)
+    return next(case for case in (*CASES, *METRICS) if case.id == id)

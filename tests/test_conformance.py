@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, METRICS
 from torch import nn
 
 import fastloss
@@ -26,9 +26,10 @@ from fastloss import _C, functional, modules, reference
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "csrc"
 FUNCTIONS = sorted(functional.__all__)
-TASKS = ("boxes", "classification", "generative", "regression", "segmentation")
+TASKS = ("boxes", "classification", "generative", "ranking", "regression", "segmentation")
 # It takes a function, not tensors alone: test_generative.py has its tests.
 WITHOUT_ROW = {"gradient_penalty": "GradientPenalty"}
+ROWS = (*CASES, *METRICS)
 
 
 # -------------------------------------------------------------------------------------------- names
@@ -36,13 +37,13 @@ WITHOUT_ROW = {"gradient_penalty": "GradientPenalty"}
 
 def test_functions_references_and_rows_have_the_same_names() -> None:
     assert sorted(reference.__all__) == FUNCTIONS
-    assert sorted({case.function for case in CASES} | WITHOUT_ROW.keys()) == FUNCTIONS
+    assert sorted({case.function for case in ROWS} | WITHOUT_ROW.keys()) == FUNCTIONS
 
 
 def test_every_formula_has_a_row_and_every_row_a_formula() -> None:
     kernels = {engine: sorted(names) for engine, names in _C.kernels().items()}
     rows: dict[str, set[str]] = {engine: set() for engine in kernels}
-    for case in CASES:
+    for case in ROWS:
         if case.family.engine in kernels:  # linear_cross_entropy has the formulas of softmax
             rows[case.family.engine].add(case.kernel_name)
     assert {engine: sorted(names) for engine, names in rows.items()} == kernels
@@ -62,7 +63,10 @@ def test_modules_call_the_function_of_their_row() -> None:
             assert module.function is getattr(functional, case.function)
 
 
-ABBREVIATIONS = {word.lower(): word for word in ("IoU", "MSE", "RMSE", "L1", "NLL", "LSGAN")}
+ABBREVIATIONS = {
+    **{word.lower(): word for word in ("IoU", "MSE", "RMSE", "L1", "NLL", "LSGAN")},
+    **{word.lower(): word for word in ("NDCG", "MLE", "RankNet")},
+}
 TORCHS_SPELLING = {
     "BinaryCrossEntropy": "BCELoss",
     "BinaryCrossEntropyWithLogits": "BCEWithLogitsLoss",
@@ -82,8 +86,8 @@ def test_module_names_follow_the_functions() -> None:
 
 
 def test_rows_have_names_of_their_own() -> None:
-    assert len({case.id for case in CASES}) == len(CASES)
-    assert len({case.label for case in CASES}) == len(CASES)
+    assert len({case.id for case in ROWS}) == len(ROWS)
+    assert len({case.label for case in ROWS}) == len(ROWS)
 
 
 def test_all_lists_are_complete_and_sorted() -> None:
@@ -197,6 +201,7 @@ PAPERS_NOT_NEEDED = {
     "huber_loss",
     "nll_loss",
     "multi_margin_loss",
+    "margin_ranking_loss",
     "crammer_singer_loss",
 }
 
@@ -204,7 +209,7 @@ PAPERS_NOT_NEEDED = {
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in PAPERS_NOT_NEEDED])
 def test_function_names_its_paper(name: str) -> None:
     docstring = inspect.getdoc(getattr(functional, name)) or ""
-    assert re.search(r"\b(19|20)\d\d,\s+arXiv \d{4}\.\d{4,5}", docstring)
+    assert re.search(r"\b(19|20)\d\d,\s+(arXiv \d{4}\.\d{4,5}|doi 10\.\d+/\S+)", docstring)
 
 
 @pytest.mark.parametrize("name", sorted(modules.__all__))

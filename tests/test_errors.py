@@ -6,6 +6,7 @@ and what came.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -220,6 +221,12 @@ CHOICES: list[tuple[str, str, list[Any], str]] = [
     ),
     ("dice_cross_entropy_loss", "activation", [None, "tanh"], "'softmax' or 'sigmoid'"),
     ("lovasz_softmax_loss", "classes", ["absent", None], "'present' or 'all'"),
+    (
+        "lambda_loss",
+        "scheme",
+        ["ndcg", "", None],
+        "'ndcg_loss1', 'ndcg_loss2', 'ndcg_loss2pp', 'lambda_rank' or 'ranknet'",
+    ),
 ]
 RANGES: list[tuple[str, str, list[Any], str]] = [
     ("complete_box_iou_loss", "aspect_threshold", [-0.1, 1.5, NAN], "in [0, 1]"),
@@ -264,6 +271,15 @@ RANGES: list[tuple[str, str, list[Any], str]] = [
     ("dice_focal_loss", "lambda_dice", [-1.0, NAN], "at least 0"),
     ("dice_focal_loss", "lambda_focal", [-1.0, NAN], "at least 0"),
     ("non_saturating_discriminator_loss", "label_smoothing", [-0.1, 1.1, NAN], "in [0, 1]"),
+    ("lambda_loss", "k", [0, -3, NAN], "at least 1 or None"),
+    ("lambda_loss", "sigma", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
+    ("lambda_loss", "mu", [-1.0, NAN, math.inf], "at least 0 and finite"),
+    ("approx_ndcg_loss", "alpha", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
+    ("triplet_margin_loss", "margin", [0.0, -1.0, NAN], "above 0"),
+    ("triplet_margin_loss", "p", [0.0, -1.0, NAN], "above 0"),
+    ("triplet_margin_loss", "eps", [-1e-6, NAN], "at least 0"),
+    ("batch_hard_triplet_loss", "margin", [-0.5, NAN], "at least 0 or None"),
+    ("neural_ndcg_loss", "temperature", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
 ]
 
 
@@ -543,6 +559,92 @@ def test_label_smoothing_is_of_the_softmax() -> None:
     assert "sigmoid" in message
 
 
+# ------------------------------------------------------------------------------------------ ranking
+
+
+@each_function(lambda case: case.family.engine == "pairs")
+def test_lists_of_another_shape(case: Case) -> None:
+    arguments = case.arguments((3, 4))
+    for shape in ((4,), (2, 3, 4), ()):
+        message = expect(ValueError, case, "scores", {**arguments, "scores": torch.zeros(shape)})
+        assert "(lists, items)" in message
+    for name in ("relevance", "mask"):
+        for shape in ((3, 5), (3, 1), (4,), (1, 3, 4)):
+            wrong = torch.ones(shape, dtype=torch.bool if name == "mask" else torch.float32)
+            message = expect(ValueError, case, name, {**arguments, name: wrong})
+            assert shape_text(wrong) in message
+            assert "[3, 4]" in message
+
+
+@each_function(lambda case: case.family.engine == "pairs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_mask_of_another_dtype(case: Case, dtype: torch.dtype) -> None:
+    arguments = case.arguments((3, 4))
+    message = expect(TypeError, case, "mask", {**arguments, "mask": torch.ones(3, 4).to(dtype)})
+    assert "bool or integers" in message
+    expect(TypeError, case, "mask", {**arguments, "mask": [[True] * 4] * 3})
+    expect(ValueError, case, "mask", {**arguments, "mask": torch.ones(3, 4, device="meta").bool()})
+
+
+@each_function(lambda case: case.family.engine == "pairs")
+def test_relevance_of_another_dtype(case: Case) -> None:
+    arguments = case.arguments((3, 4))
+    for dtype in (torch.complex64, torch.float8_e5m2):
+        expect(TypeError, case, "relevance", {**arguments, "relevance": torch.ones(3, 4).to(dtype)})
+
+
+def test_lists_have_no_weight_and_no_avg_factor() -> None:
+    scores, relevance = torch.zeros(2, 3), torch.zeros(2, 3)
+    call = torch.ops.fastloss.pairs
+    with pytest.raises(ValueError, match="ranknet_loss: there is neither weight nor avg_factor"):
+        call("ranknet_loss", scores, relevance, [], None, torch.ones(2), "mean", None, None)
+    with pytest.raises(ValueError, match="ranknet_loss: there is neither weight nor avg_factor"):
+        call("ranknet_loss", scores, relevance, [], None, None, "mean", None, 2.0)
+
+
+# ---------------------------------------------------------------------------------- metric learning
+
+
+def test_triplets_of_different_shapes() -> None:
+    case = find_case("triplet_margin_loss")
+    arguments = case.arguments((3, 4))
+    for name in ("positive", "negative"):
+        for shape in ((3, 5), (1, 4), (4,), (2, 3, 4), ()):
+            wrong = torch.zeros(shape)
+            message = expect(ValueError, case, name, {**arguments, name: wrong}, reduction="none")
+            assert shape_text(wrong) in message
+            assert "[3, 4]" in message
+    scalars = {name: torch.tensor(1.0) for name in ("anchor", "positive", "negative")}
+    assert "(..., features)" in expect(ValueError, case, "anchor", scalars)
+    for name in ("positive", "negative"):
+        expect(TypeError, case, name, {**arguments, name: arguments[name].long()})
+
+
+def test_rows_and_their_labels() -> None:
+    case = find_case("batch_hard_triplet_loss")
+    arguments = case.arguments((5, 4))
+    for shape in ((4,), (5,), (2, 5, 4), ()):
+        wrong = {**arguments, "embeddings": torch.zeros(shape)}
+        assert "(rows, features)" in expect(ValueError, case, "embeddings", wrong)
+    for shape in ((4,), (5, 1), (), (6,)):
+        labels = torch.zeros(shape, dtype=torch.int64)
+        message = expect(ValueError, case, "labels", {**arguments, "labels": labels})
+        assert "(5)" in message
+        assert shape_text(labels) in message
+    for dtype in (torch.float32, torch.bool, torch.int8, torch.complex64):
+        labels = torch.zeros(5).to(dtype)
+        message = expect(TypeError, case, "labels", {**arguments, "labels": labels})
+        assert "int64" in message
+
+
+def test_margin_of_two_scores_that_is_no_number() -> None:
+    case = find_case("margin_ranking_loss")
+    message = expect(TypeError, case, "margin", {**case.arguments(), "margin": "x"})
+    assert message.endswith("must be a number, got str")
+    for wrong in (torch.ones(2, 3), torch.ones(7)):
+        expect(ValueError, case, "target", {**case.arguments((3, 4)), "target": wrong})
+
+
 # ---------------------------------------------------------------------------------------- elsewhere
 
 
@@ -566,7 +668,10 @@ def test_the_operator_checks_as_the_function_does(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "engine",
-    ["pointwise", "softmax", "region", "ranked_region", "box_pair", "box_matrix", "box_crowd"],
+    [
+        *("pointwise", "softmax", "region", "ranked_region", "box_pair", "box_matrix"),
+        *("box_crowd", "pairs", "triplet", "batch_hard"),
+    ],
 )
 def test_operators_refuse_unknown_formulas(engine: str) -> None:
     case = next(case for case in CASES if case.family.engine == engine)
@@ -583,6 +688,9 @@ def test_operators_refuse_unknown_formulas(engine: str) -> None:
         "box_pair": ([1e-7], None, None, "mean", None, None),
         "box_matrix": ([1e-7],),
         "box_crowd": (None, None, [0.9, 0.5, 0.5, 0.5], "mean"),
+        "pairs": ([], None, None, "mean", None, None),
+        "triplet": ([1.0, 2.0, 1e-6, 0.0], "mean"),
+        "batch_hard": ([1.0], "mean"),
     }[engine]
     with pytest.raises(ValueError, match="cosine_loss"):
         getattr(torch.ops.fastloss, engine)("cosine_loss", *tensors, *rest)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 ENGINES = (
     *("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region"),
-    *("box_pair", "box_matrix", "box_crowd"),
+    *("box_pair", "box_matrix", "box_crowd", "pairs", "triplet", "batch_hard"),
 )
 # One row per engine and shape of arguments, for what is too slow to do with every row.
 FEW = (
@@ -29,6 +29,10 @@ FEW = (
     "pairwise_box_iou-ciou",
     "sigmoid_focal_loss-indices",
     "binary_cross_entropy_with_logits-pos_weight",
+    "lambda_loss-k",
+    "margin_ranking_loss",
+    "triplet_margin_loss",
+    "batch_hard_triplet_loss",
     "cross_entropy-weight",
     "linear_cross_entropy-smoothing",
     "cross_entropy-probabilities",
@@ -129,9 +133,18 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
         elif engine == "box_crowd":
             torch.library.opcheck(forward, (*values, None, True), test_utils=tests)
             torch.library.opcheck(forward, (*values, None, False), test_utils=tests)
+        elif engine == "triplet":
+            for needs in ([True, True, True], [False, True, False], [False, False, False]):
+                torch.library.opcheck(forward, (*values, needs), test_utils=tests)
+        elif engine == "batch_hard":
+            torch.library.opcheck(forward, values, test_utils=tests)
+            loss, *mined = forward(*values)
+            backward = torch.ops.fastloss.batch_hard_backward.default
+            rest = (values[1], values[-1])
+            torch.library.opcheck(backward, (loss, *mined, *rest), test_utils=tests)
         else:
             for needs in ([True, True], [True, False], [False, False]):
-                if case.family.integers and needs[1]:
+                if needs[1] and len(case.family.differentiable) < 2:
                     continue
                 torch.library.opcheck(forward, (*values, needs), test_utils=tests)
 

@@ -23,6 +23,9 @@ def several_blocks(case: Case) -> Shape:
         "box_pair": (2100,),
         "box_matrix": (5, 9, 130),
         "box_crowd": (131, 40),
+        "pairs": (35, 21),
+        "triplet": (70, 24),
+        "batch_hard": (150, 12),
     }[case.family.engine]
 
 

@@ -304,6 +304,8 @@ def pinball(x: float, t: float, q: float) -> float:
 ELEMENT_BY_HAND: dict[str, Callable[..., float]] = {
     "binary_cross_entropy": log_loss,
     "binary_cross_entropy_with_logits": lambda x, t: log_loss(sigma(x), t),
+    "margin_ranking_loss": lambda x1, x2, t: max(0.0, t * (x2 - x1)),
+    "margin_ranking_loss-margin": lambda x1, x2, t: max(0.0, 0.5 + t * (x2 - x1)),
     "hinge_loss": lambda x, t: max(0.0, 1 - t * x),
     "hinge_loss-squared": lambda x, t: max(0.0, 0.5 - t * x) ** 2,
     "quality_focal_loss": lambda x, t: abs(t - sigma(x)) ** 2 * log_loss(sigma(x), t),

@@ -31,6 +31,9 @@ def large(case: Case) -> int | tuple[int, ...]:
         "box_pair": 40_009,
         "box_matrix": (3, 150, 130),
         "box_crowd": (500, 60),
+        "pairs": (70, 50),
+        "triplet": (3001, 29),
+        "batch_hard": (300, 21),
     }[case.family.engine]
 
 

@@ -205,6 +205,14 @@ struct MaskOf<Vec<T>> {
   using type = Mask<T>;
 };
 
+// The lanes' numbers: 0, 1, 2, ...
+template <class T>
+FASTLOSS_INLINE Vec<T> lane_numbers() {
+  T numbers[Vec<T>::kLanes];
+  for (int i = 0; i < Vec<T>::kLanes; ++i) numbers[i] = T(i);
+  return Vec<T>::load(numbers);
+}
+
 // Orders what store_streaming wrote before whatever follows.
 FASTLOSS_INLINE void streaming_fence() {
 #if defined(__x86_64__)

@@ -10,8 +10,10 @@
 #include "losses/box_crowd.h"
 #include "losses/box_pair.h"
 #include "losses/pointwise.h"
+#include "losses/ranking.h"
 #include "losses/region.h"
 #include "losses/softmax.h"
+#include "losses/triplet.h"
 
 namespace fastloss {
 
@@ -109,10 +111,11 @@ const Backend* cuda_backend() {
 
 const Catalogue& catalogue() {
   static constexpr Catalogue kCatalogue{
-      list_of<FASTLOSS_TARGET::PointwiseLosses>(),   list_of<FASTLOSS_TARGET::BoxPairLosses>(),
-      list_of<FASTLOSS_TARGET::BoxSimilarities>(),   list_of<FASTLOSS_TARGET::BoxCrowdLosses>(),
-      list_of<FASTLOSS_TARGET::SoftmaxLosses>(),     list_of<FASTLOSS_TARGET::RegionLosses>(),
-      list_of<FASTLOSS_TARGET::RankedRegionLosses>()};
+      list_of<FASTLOSS_TARGET::PointwiseLosses>(),    list_of<FASTLOSS_TARGET::BoxPairLosses>(),
+      list_of<FASTLOSS_TARGET::BoxSimilarities>(),    list_of<FASTLOSS_TARGET::BoxCrowdLosses>(),
+      list_of<FASTLOSS_TARGET::SoftmaxLosses>(),      list_of<FASTLOSS_TARGET::RegionLosses>(),
+      list_of<FASTLOSS_TARGET::RankedRegionLosses>(), list_of<FASTLOSS_TARGET::ListLosses>(),
+      list_of<FASTLOSS_TARGET::TripletLosses>(),      list_of<FASTLOSS_TARGET::BatchHardLosses>()};
   return kCatalogue;
 }
 

@@ -2,15 +2,18 @@
 // A backend is one compilation of every engine: an instruction set of the CPU, or CUDA. All offer
 // the same functions.
 #pragma once
+#include "engines/batch_hard.h"
 #include "engines/box_crowd.h"
 #include "engines/box_matrix.h"
 #include "engines/box_pair.h"
 #include "engines/label_total.h"
+#include "engines/pairs.h"
 #include "engines/pointwise.h"
 #include "engines/ranked_region.h"
 #include "engines/region.h"
 #include "engines/scale.h"
 #include "engines/softmax.h"
+#include "engines/triplet.h"
 
 namespace fastloss {
 
@@ -27,6 +30,11 @@ struct Backend {
   void (*region_gradient)(const RegionArguments&, const Execution&);
   void (*region_errors)(const RegionArguments&, const Execution&);
   void (*ranked_region)(const RankedRegionArguments&, const Execution&);
+  int64_t (*pairs_scratch)(const PairsArguments&);
+  void (*pairs)(const PairsArguments&, const Execution&);
+  void (*triplet)(const TripletArguments&, const Execution&);
+  void (*batch_hard)(const BatchHardArguments&, const Execution&);
+  void (*batch_hard_gradient)(const BatchHardArguments&, const Execution&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 
@@ -47,6 +55,7 @@ struct LossInfo {
   double lowest = 0, highest = 0;
   // What the loss calls its arguments.
   const char *input_name = "input", *target_name = "target", *extra_name = "pos_weight";
+  double of_nothing = 0.0;  // what there is without any element: 0, but for a metric
   // Of region losses:
   bool pools_classes = false;      // one loss for all classes together
   bool has_voxel_loss = false;     // adds a loss of voxels
@@ -58,7 +67,8 @@ struct LossList {
   int find(const char* name) const;  // the index, or -1
 };
 struct Catalogue {
-  LossList pointwise, box_pair, box_matrix, box_crowd, softmax, region, ranked_region;
+  LossList pointwise, box_pair, box_matrix, box_crowd, softmax, region, ranked_region, pairs,
+      triplet, batch_hard;
 };
 const Catalogue& catalogue();
 

@@ -26,15 +26,6 @@ FASTLOSS_INLINE void load_boxes(const T* boxes, int64_t count, Vec<T> (&coordina
   load_transposed(padded, coordinates[0], coordinates[1], coordinates[2], coordinates[3]);
 }
 
-template <class T>
-FASTLOSS_INLINE Vec<T> load_some(const T* values, int64_t count) {
-  constexpr int64_t kLanes = Vec<T>::kLanes;
-  if (count >= kLanes) return Vec<T>::load(values);
-  T padded[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) padded[i] = values[i];
-  return Vec<T>::load(padded);
-}
-
 template <bool kWanted, class T>
 FASTLOSS_INLINE auto make_box(const Vec<T> (&c)[4]) {
   return Box{variable<1, kWanted>(c[0]), variable<2, kWanted>(c[1]), variable<4, kWanted>(c[2]),

@@ -16,6 +16,11 @@ void region_sums(const RegionArguments& arguments, const Execution& execution);
 void region_gradient(const RegionArguments& arguments, const Execution& execution);
 void region_errors(const RegionArguments& arguments, const Execution& execution);
 void ranked_region(const RankedRegionArguments& arguments, const Execution& execution);
+int64_t pairs_scratch(const PairsArguments& arguments);
+void pairs(const PairsArguments& arguments, const Execution& execution);
+void triplet(const TripletArguments& arguments, const Execution& execution);
+void batch_hard(const BatchHardArguments& arguments, const Execution& execution);
+void batch_hard_gradient(const BatchHardArguments& arguments, const Execution& execution);
 void scale(const ScaleArguments& arguments, const Execution& execution);
 
 }  // namespace fastloss::FASTLOSS_TARGET

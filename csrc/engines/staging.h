@@ -167,6 +167,16 @@ class Scratch {
   std::unique_ptr<T, Free> memory_;
 };
 
+// A vector of as many numbers as there are, and zeros.
+template <class T>
+FASTLOSS_INLINE Vec<T> load_some(const T* values, int64_t count) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  if (count >= kLanes) return Vec<T>::load(values);
+  T padded[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = values[i];
+  return Vec<T>::load(padded);
+}
+
 // A gradient that no cache will hold until it is used is written past the caches: its lines need
 // not be read first.
 constexpr bool outlives_caches(int64_t bytes) { return bytes >= int64_t{4} << 20; }

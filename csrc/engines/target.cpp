@@ -25,6 +25,11 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        region_gradient,
                        region_errors,
                        ranked_region,
+                       pairs_scratch,
+                       pairs,
+                       triplet,
+                       batch_hard,
+                       batch_hard_gradient,
                        scale};
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -35,6 +35,7 @@ struct List {
     if constexpr (requires { Formula::kInputName; }) info.input_name = Formula::kInputName;
     if constexpr (requires { Formula::kTargetName; }) info.target_name = Formula::kTargetName;
     if constexpr (requires { Formula::kExtraName; }) info.extra_name = Formula::kExtraName;
+    if constexpr (requires { Formula::kOfNothing; }) info.of_nothing = Formula::kOfNothing;
     // The parameters with a meaning to the engine `softmax`.
     if constexpr (requires { Formula::kIgnoreIndex; }) info.ignore_index = Formula::kIgnoreIndex;
     if constexpr (requires { Formula::kSmoothing; }) info.smoothing = Formula::kSmoothing;

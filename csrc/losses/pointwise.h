@@ -226,6 +226,22 @@ struct QuantileLoss {
   }
 };
 
+// ---- ranking ----
+
+// Herbrich et al. 2000: max(0, margin − y (x1 − x2)), y being the operand beside the two inputs.
+struct MarginRankingLoss {
+  static constexpr const char* kName = "margin_ranking_loss";
+  static constexpr Targets kTargets = Targets::kSecondInput;
+  static constexpr const char *kInputName = "input1", *kTargetName = "input2",
+                              *kExtraName = "target";
+  static constexpr int kParameters = 1;  // margin
+  template <class X, class Y, class P, class T>
+  static FASTLOSS_INLINE auto loss(const X& first, const Y& second, const P& target,
+                                   const T* parameter) {
+    return clamp_min(parameter[0] - target * (first - second), T(0));
+  }
+};
+
 // ---- generation: what a discriminator (or critic) says of real and of fake samples ----
 //
 // The two inputs of a discriminator's loss have a slope each; a generator's loss sees the fake ones
@@ -320,8 +336,8 @@ struct HingeDiscriminatorLoss : OfRealAndFake {
 using PointwiseLosses =
     List<MSELoss, L1Loss, SmoothL1Loss, HuberLoss, LogCoshLoss, QuantileLoss, BinaryCrossEntropy,
          BinaryCrossEntropyWithLogits, HingeLoss, SigmoidFocalLoss, QualityFocalLoss, VarifocalLoss,
-         AsymmetricLoss, LSGANDiscriminatorLoss, LSGANGeneratorLoss, WassersteinDiscriminatorLoss,
-         WassersteinGeneratorLoss, NonSaturatingDiscriminatorLoss, NonSaturatingGeneratorLoss,
-         HingeDiscriminatorLoss>;
+         AsymmetricLoss, MarginRankingLoss, LSGANDiscriminatorLoss, LSGANGeneratorLoss,
+         WassersteinDiscriminatorLoss, WassersteinGeneratorLoss, NonSaturatingDiscriminatorLoss,
+         NonSaturatingGeneratorLoss, HingeDiscriminatorLoss>;
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -218,6 +218,34 @@ Tensor ranked_region(std::string_view loss, py::handle input, py::handle target,
   return op.call(loss, x, t, only_present, image, ignored, r);
 }
 
+Tensor pairs(std::string_view loss, py::handle scores, py::handle relevance,
+             const py::tuple& parameters, py::handle mask, py::handle reduction) {
+  static const auto op = find_operator<LossSignature>("fastloss::pairs");
+  return call_loss(op, {"scores", "relevance", "mask"}, loss, scores, relevance, parameters, mask,
+                   py::none(), reduction, py::none());
+}
+
+Tensor triplet(std::string_view loss, py::handle anchor, py::handle positive, py::handle negative,
+               const py::tuple& parameters, py::handle reduction) {
+  static const auto op = find_operator<TripletSignature>("fastloss::triplet");
+  const Tensor a = tensor(loss, "anchor", anchor), b = tensor(loss, "positive", positive),
+               c = tensor(loss, "negative", negative);
+  const Numbers p = numbers(loss, parameters);
+  const std::string_view r = string(loss, "reduction", reduction);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, a, b, c, p, r);
+}
+
+Tensor batch_hard(std::string_view loss, py::handle embeddings, py::handle labels,
+                  const py::tuple& parameters, py::handle reduction) {
+  static const auto op = find_operator<BatchHardSignature>("fastloss::batch_hard");
+  const Tensor x = tensor(loss, "embeddings", embeddings), l = tensor(loss, "labels", labels);
+  const Numbers p = numbers(loss, parameters);
+  const std::string_view r = string(loss, "reduction", reduction);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, l, p, r);
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = FASTLOSS_TORCH_VERSION;  // the one it was compiled against
@@ -243,6 +271,9 @@ py::dict kernels() {
   add("softmax", catalogue().softmax);
   add("region", catalogue().region);
   add("ranked_region", catalogue().ranked_region);
+  add("pairs", catalogue().pairs);
+  add("triplet", catalogue().triplet);
+  add("batch_hard", catalogue().batch_hard);
   return result;
 }
 
@@ -258,6 +289,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("box_crowd", torch::wrap_pybind_function(box_crowd));
   module.def("region", torch::wrap_pybind_function(region));
   module.def("ranked_region", torch::wrap_pybind_function(ranked_region));
+  module.def("pairs", torch::wrap_pybind_function(pairs));
+  module.def("triplet", torch::wrap_pybind_function(triplet));
+  module.def("batch_hard", torch::wrap_pybind_function(batch_hard));
   module.def("build_info", build_info);
   module.def("kernels", kernels);
   module.def("empty_cache", [] { GradientMemory::instance().empty_cache(); });

@@ -63,6 +63,13 @@ inline void check_integer(std::string_view loss, const char* argument, const Ten
                    type);
 }
 
+// True, or another number than 0, where an element counts.
+inline void check_mask(std::string_view loss, const char* argument, const Tensor& tensor) {
+  TORCH_CHECK_TYPE(at::isIntegralType(tensor.scalar_type(), /*includeBool=*/true),
+                   public_name(loss), ": ", argument, " must be bool or integers, got ",
+                   tensor.scalar_type());
+}
+
 inline void check_same_device(std::string_view loss, const char* argument, const Tensor& tensor,
                               const char* other, const Tensor& other_tensor) {
   TORCH_CHECK_VALUE(tensor.device() == other_tensor.device(), public_name(loss), ": ", argument,

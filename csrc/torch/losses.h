@@ -20,7 +20,8 @@ struct Options {
   std::string loss;      // the formula
   std::string function;  // what messages call it
   c10::SmallVector<double, kMaxParameters> parameters;
-  OptionalTensor extra;  // pointwise: pos_weight, quantiles; box_pair: what lives on the device
+  // pointwise: pos_weight, quantiles; box_pair: what lives on the device; pairs: the mask
+  OptionalTensor extra;
   OptionalTensor weight;
   std::string reduction;
   OptionalTensor avg_factor;
@@ -100,6 +101,11 @@ inline bool defers_mean(const Options& options, const Tensor& first, const Tenso
          (first.scalar_type() == at::kHalf || second.scalar_type() == at::kHalf);
 }
 
+// Whether an engine saves its gradients in the dtype of the arithmetic, and divides by its mean
+// itself: backward narrows them.
+template <class Engine>
+constexpr bool saves_wide_gradients = requires { Engine::kSavesWideGradients; };
+
 // The tensors one forward call returns, allocated alike for real and for meta tensors.
 struct Results {
   Tensor loss, first_gradient, second_gradient;
@@ -126,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_kernel(
   const LossInfo& info = Engine::check(first, second, options);
   Results results = Engine::allocate(first, second, options, needs);
   if (first.numel() == 0) {
-    results.loss.zero_();
+    results.loss.fill_(info.of_nothing);
   } else {
     Engine::run(info, first, second, options, results, needs);
   }
@@ -173,9 +179,12 @@ struct LossFunction : torch::autograd::Function<Derived> {
     context->save_for_backward({first, second, options.extra.value_or(Tensor()),
                                 options.weight.value_or(Tensor()),
                                 options.avg_factor.value_or(Tensor())});
-    context->saved_data["gradients"] = at::IValue::make_capsule(
-        c10::make_intrusive<SavedGradients>(options, defers_mean(options, first, second),
-                                            std::move(first_gradient), std::move(second_gradient)));
+    context->saved_data["gradients"] = at::IValue::make_capsule(c10::make_intrusive<SavedGradients>(
+        options, !saves_wide_gradients<Engine> && defers_mean(options, first, second),
+        std::move(first_gradient), std::move(second_gradient)));
+    if constexpr (saves_wide_gradients<Engine>) {
+      context->saved_data["dtype"] = first.scalar_type();
+    }
     return loss;
   }
 
@@ -211,6 +220,9 @@ struct LossFunction : torch::autograd::Function<Derived> {
     variable_list result(3);
     for (int i = 0; i < 2; ++i) {
       if (needs[i]) result[i] = scaled(std::move(gradients[i]), upstream);
+    }
+    if constexpr (saves_wide_gradients<Engine>) {
+      result[0] = narrowed(result[0], context->saved_data["dtype"].toScalarType());
     }
     return result;
   }

@@ -90,6 +90,25 @@ using RankedRegionForwardSignature = std::tuple<Tensor, Tensor, Tensor>(std::str
 using RankedRegionBackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&,
                                              const Tensor&, bool, bool, std::string_view);
 
+// loss, anchor, positive, negative, parameters, reduction
+using TripletSignature = Tensor(std::string_view, const Tensor&, const Tensor&, const Tensor&,
+                                Parameters, std::string_view);
+// the same, needs
+using TripletForwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor>(
+    std::string_view, const Tensor&, const Tensor&, const Tensor&, Parameters, std::string_view,
+    std::array<bool, 3>);
+
+// loss, embeddings, labels, parameters, reduction
+using BatchHardSignature = Tensor(std::string_view, const Tensor&, const Tensor&, Parameters,
+                                  std::string_view);
+// → loss, chosen, slopes
+using BatchHardForwardSignature = std::tuple<Tensor, Tensor, Tensor>(std::string_view,
+                                                                     const Tensor&, const Tensor&,
+                                                                     Parameters, std::string_view);
+// upstream, chosen, slopes, embeddings, reduction
+using BatchHardBackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&,
+                                          const Tensor&, std::string_view);
+
 using ScaleSignature = void(Tensor&, const Tensor&);
 
 template <class Signature>

@@ -11,14 +11,17 @@
 #include <string>
 #include <vector>
 
+#include "torch/batch_hard.h"
 #include "torch/box_crowd.h"
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
 #include "torch/linear_cross_entropy.h"
+#include "torch/pairs.h"
 #include "torch/pointwise.h"
 #include "torch/ranked_region.h"
 #include "torch/region.h"
 #include "torch/softmax.h"
+#include "torch/triplet.h"
 
 namespace fastloss {
 namespace {
@@ -76,6 +79,14 @@ TORCH_LIBRARY(fastloss, library) {
       "str loss, Tensor input, Tensor target, bool present, bool per_image, int? ignore_index, str "
       "reduction";
 
+  const std::string pairs = "str loss, Tensor scores, Tensor relevance, " + two_tensors;
+
+  const std::string triplet =
+      "str loss, Tensor anchor, Tensor positive, Tensor negative, float[] parameters, str "
+      "reduction";
+  const std::string batch_hard =
+      "str loss, Tensor embeddings, Tensor labels, float[] parameters, str reduction";
+
   const auto define = [&](const std::string& schema) { library.def(schema.c_str()); };
   define("pointwise(" + pointwise + ") -> Tensor");
   define("pointwise_reference(" + pointwise + ") -> Tensor");
@@ -118,6 +129,18 @@ TORCH_LIBRARY(fastloss, library) {
   define(
       "ranked_region_backward(Tensor upstream, Tensor steps, Tensor slopes, Tensor input, bool "
       "per_image, bool ignores, str reduction) -> Tensor");
+  define("pairs(" + pairs + ") -> Tensor");
+  define("pairs_reference(" + pairs + ") -> Tensor");
+  define("pairs_forward(" + pairs + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
+  define("triplet(" + triplet + ") -> Tensor");
+  define("triplet_reference(" + triplet + ") -> Tensor");
+  define("triplet_forward(" + triplet + ", bool[3] needs) -> (Tensor, Tensor, Tensor, Tensor)");
+  define("batch_hard(" + batch_hard + ") -> Tensor");
+  define("batch_hard_reference(" + batch_hard + ") -> Tensor");
+  define("batch_hard_forward(" + batch_hard + ") -> (Tensor, Tensor, Tensor)");
+  define(
+      "batch_hard_backward(Tensor upstream, Tensor chosen, Tensor slopes, Tensor embeddings, str "
+      "reduction) -> Tensor");
   define("scale_(Tensor(a!) gradient, Tensor upstream) -> ()");
 
   // The entries only check and choose, so tracing may look through them.
@@ -135,6 +158,11 @@ TORCH_LIBRARY(fastloss, library) {
   library.impl("region", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(region_entry));
   library.impl("ranked_region", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(ranked_region_entry));
+  library.impl("pairs", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(loss_entry<PairsLoss>));
+  library.impl("triplet", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(triplet_entry));
+  library.impl("batch_hard", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(batch_hard_entry));
 
   // Under vmap too they choose, namely the twin: without this, vmap would call them in a loop.
   const auto under_vmap = [&](const char* name, auto entry) {
@@ -148,6 +176,9 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("box_crowd", TORCH_FN(box_crowd_entry));
   under_vmap("region", TORCH_FN(region_entry));
   under_vmap("ranked_region", TORCH_FN(ranked_region_entry));
+  under_vmap("pairs", TORCH_FN(loss_entry<PairsLoss>));
+  under_vmap("triplet", TORCH_FN(triplet_entry));
+  under_vmap("batch_hard", TORCH_FN(batch_hard_entry));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));
@@ -170,6 +201,14 @@ TORCH_LIBRARY(fastloss, library) {
                    TORCH_FN(ranked_region_forward_meta));
   register_kernels("ranked_region_backward", TORCH_FN(ranked_region_backward_kernel),
                    TORCH_FN(ranked_region_backward_meta));
+  register_kernels("pairs_forward", TORCH_FN(forward_kernel<PairsEngine>),
+                   TORCH_FN(forward_meta<PairsEngine>));
+  register_kernels("triplet_forward", TORCH_FN(triplet_forward_kernel),
+                   TORCH_FN(triplet_forward_meta));
+  register_kernels("batch_hard_forward", TORCH_FN(batch_hard_forward_kernel),
+                   TORCH_FN(batch_hard_forward_meta));
+  register_kernels("batch_hard_backward", TORCH_FN(batch_hard_backward_kernel),
+                   TORCH_FN(batch_hard_backward_meta));
   register_kernels("scale_", TORCH_FN(scale_kernel), TORCH_FN(scale_meta));
 }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -121,6 +122,34 @@ Returns:
 Returns:
     The loss: the shape of the scores for ``"none"``, else a 0-d tensor; float32, or float64 for
     such scores. The mean over no scores is 0, with a gradient of 0.""",
+    "scores": """\
+scores: Predicted scores (B, L), a list of items per row, any floating dtype, any strides.""",
+    "relevance": """\
+relevance: How relevant each item is, of the same shape, any integer or floating dtype.""",
+    "item_mask": """\
+mask: True, or not 0, where an item counts; the shape of the scores, bool or any integer dtype.
+    The others may hold anything, and are as good as absent. None: all items count.""",
+    "item_pair_reduction": """\
+reduction: ``"none"`` sums the pairs of each list, ``"sum"`` those of all lists, ``"mean"``
+    divides that by the number of pairs.""",
+    "item_pair_returns": """\
+Returns:
+    The loss: shape (B,) for ``"none"``, else a 0-d tensor; float32, or float64 if scores or
+    relevance is. Without any pair it is 0, with a gradient of 0. A NaN among its items makes a
+    list's loss and gradient NaN, and no other's.""",
+    "list_reduction": """\
+reduction: ``"none"``, ``"sum"``, or ``"mean"`` over the lists with an item.""",
+    "ndcg_reduction": """\
+reduction: ``"none"``, ``"sum"``, or ``"mean"`` over the lists with a relevance above 0.""",
+    "list_returns": """\
+Returns:
+    The loss: shape (B,) for ``"none"``, else a 0-d tensor; float32, or float64 if scores or
+    relevance is. A list that does not count has a loss and a gradient of 0. A NaN among its
+    items makes a list's loss and gradient NaN, and no other's.""",
+    "list_raises": """\
+Raises:
+    ValueError: For shapes, devices or options that do not fit.
+    TypeError: For dtypes that do not fit, such as a floating mask.""",
     "raises": """\
 Raises:
     ValueError: For shapes, devices or options that do not fit.
@@ -145,9 +174,13 @@ def documented(function: _Function) -> _Function:
 # What an option may be asked to be, in the words of the message.
 _RANGES: dict[str, Callable[[Any], bool]] = {
     "at least 0": lambda value: value >= 0,
+    "at least 0 or None": lambda value: value is None or value >= 0,
     "at least -1": lambda value: value >= -1,
     "at least 1": lambda value: value >= 1,
+    "at least 1 or None": lambda value: value is None or value >= 1,
     "above 0": lambda value: value > 0,
+    "at least 0 and finite": lambda value: 0 <= value < math.inf,
+    "above 0 and finite": lambda value: 0 < value < math.inf,
     "in [0, 1]": lambda value: 0 <= value <= 1,
     "in [0, 1)": lambda value: 0 <= value < 1,
     "in [0, 1] or -1": lambda value: 0 <= value <= 1 or value == -1,

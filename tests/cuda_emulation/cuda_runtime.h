@@ -129,6 +129,7 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
 }
 
 // A lane whose source lies outside its segment of `width` lanes keeps its own value.
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <class T>
