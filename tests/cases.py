@@ -978,14 +978,15 @@ def _two_scores(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     return {
         "input1": torch.randn(shape, generator=generator, dtype=torch.float64),
         "input2": torch.randn(shape, generator=generator, dtype=torch.float64),
-        "target": _signs(shape, generator)["target"],
+        "target": 2 * torch.randint(2, shape, generator=generator) - 1,
     }
 
 
 def _degenerate_two_scores() -> dict[str, Tensor]:
     scores = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
-    all_three = torch.cartesian_prod(scores, scores, torch.tensor((-1.0, 0.0, 1.0)).double())
-    return dict(zip(("input1", "input2", "target"), all_three.T.contiguous(), strict=True))
+    both = torch.cartesian_prod(scores, scores).repeat_interleave(3, 0)
+    target = torch.tensor((-1, 0, 1)).repeat(len(both) // 3)
+    return {"input1": both[:, 0].contiguous(), "input2": both[:, 1].contiguous(), "target": target}
 
 
 TWO_SCORES = Family(

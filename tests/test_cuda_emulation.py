@@ -131,6 +131,7 @@ TABLE: dict[str, tuple[tuple[str, ...], float]] = {
     # Threads, memory, exceptions and what is traced are not the kernels'.
     "test_metrics.py": (("test_same_bits", "test_compiled", "test_errors"), 0.1),
     "test_ranking.py": (("test_extra_memory",), 1),
+    "test_metric_learning.py": (("test_no_matrix",), 0.1),
 }
 
 

@@ -342,7 +342,7 @@ def ndcg(
 def margin_ranking_loss(
     input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
-    """Margin ranking loss: max(0, margin - y (x1 - x2)), of two scores and which is to be larger.
+    """Margin ranking loss: max(0, margin - y (x1 - x2)), y telling which score is to be larger.
 
     As ``torch.nn.functional.margin_ranking_loss``, but that the inputs do not broadcast.
 

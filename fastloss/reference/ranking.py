@@ -339,7 +339,7 @@ def _norm(difference: Tensor, p: float) -> Tensor:
         return root(difference.square().sum(-1))
     largest = magnitude.detach().amax(-1, keepdim=True)
     if p == math.inf:  # equal largest ones share the slope
-        is_largest = magnitude.detach() == largest
+        is_largest = (magnitude.detach() == largest) | magnitude.isnan()
         return torch.where(is_largest, magnitude, 0.0).sum(-1) / is_largest.sum(-1).clamp(min=1)
     # Relative to the largest, of which the power could overflow.
     zero = magnitude == 0
