@@ -45,6 +45,29 @@ def box_crowd(
     parameters: Numbers,
     reduction: str,
 ) -> Tensor: ...
+def crf(
+    emissions: Tensor,
+    tags: Tensor,
+    transitions: Tensor,
+    start_transitions: Tensor | None,
+    end_transitions: Tensor | None,
+    mask: Tensor | None,
+    reduction: str,
+) -> Tensor: ...
+def crf_marginals(
+    emissions: Tensor,
+    transitions: Tensor,
+    start_transitions: Tensor | None,
+    end_transitions: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor: ...
+def crf_decode(
+    emissions: Tensor,
+    transitions: Tensor,
+    start_transitions: Tensor | None,
+    end_transitions: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]: ...
 def build_info() -> dict[str, str | bool]: ...
 def kernels() -> dict[str, list[str]]: ...
 def empty_cache() -> None: ...

@@ -8,6 +8,7 @@
 #include "engines/label_total.h"
 #include "engines/pointwise.h"
 #include "engines/scale.h"
+#include "engines/sequence.h"
 #include "engines/softmax.h"
 
 namespace fastloss {
@@ -21,6 +22,10 @@ struct Backend {
   void (*box_crowd)(const BoxCrowdArguments&, const Execution&);
   void (*softmax)(const SoftmaxArguments&, const Execution&);
   void (*label_total)(const LabelTotalArguments&, const Execution&);
+  void (*crf)(const CrfArguments&, const Execution&);
+  int64_t (*crf_scratch)(const CrfArguments&);
+  void (*decode)(const DecodeArguments&, const Execution&);
+  int64_t (*decode_scratch)(const DecodeArguments&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 

@@ -12,6 +12,10 @@ void box_matrix(const BoxMatrixArguments& arguments, const Execution& execution)
 void box_crowd(const BoxCrowdArguments& arguments, const Execution& execution);
 void softmax(const SoftmaxArguments& arguments, const Execution& execution);
 void label_total(const LabelTotalArguments& arguments, const Execution& execution);
+void crf(const CrfArguments& arguments, const Execution& execution);
+int64_t crf_scratch(const CrfArguments& arguments);
+void decode(const DecodeArguments& arguments, const Execution& execution);
+int64_t decode_scratch(const DecodeArguments& arguments);
 void scale(const ScaleArguments& arguments, const Execution& execution);
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -21,6 +21,10 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        box_crowd,
                        softmax,
                        label_total,
+                       crf,
+                       crf_scratch,
+                       decode,
+                       decode_scratch,
                        scale};
 
 }  // namespace fastloss::FASTLOSS_TARGET

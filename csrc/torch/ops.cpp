@@ -15,6 +15,7 @@
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
 #include "torch/pointwise.h"
+#include "torch/sequence.h"
 #include "torch/softmax.h"
 
 namespace fastloss {
@@ -90,6 +91,18 @@ TORCH_LIBRARY(fastloss, library) {
   define("box_crowd_reference(" + crowd + ") -> Tensor");
   define("box_crowd_forward(" + crowd +
          ", Tensor? upstream, bool needs_gradient) -> (Tensor, Tensor)");
+  const std::string chain_scores =
+      "Tensor transitions, Tensor? start_transitions, Tensor? end_transitions, Tensor? mask";
+  const std::string crf = "Tensor emissions, Tensor tags, " + chain_scores + ", str reduction";
+  define("crf(" + crf + ") -> Tensor");
+  define("crf_reference(" + crf + ") -> Tensor");
+  define("crf_forward(" + crf +
+         ", Tensor? upstream, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  for (const char* suffix : {"", "_reference", "_forward"}) {
+    const std::string chain = std::string(suffix) + "(Tensor emissions, " + chain_scores + ")";
+    define("crf_marginals" + chain + " -> Tensor");
+    define("crf_decode" + chain + " -> (Tensor, Tensor)");
+  }
   define("scale_(Tensor(a!) gradient, Tensor upstream) -> ()");
 
   // The entries only check and choose, so tracing may look through them.
@@ -102,6 +115,11 @@ TORCH_LIBRARY(fastloss, library) {
   library.impl("box_matrix", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(box_matrix_entry));
   library.impl("box_crowd", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(box_crowd_entry));
+  library.impl("crf", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(crf_entry));
+  library.impl("crf_marginals", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(crf_marginals_entry));
+  library.impl("crf_decode", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(crf_decode_entry));
 
   // Under vmap too they choose, namely the twin: without this, vmap would call them in a loop.
   const auto under_vmap = [&](const char* name, auto entry) {
@@ -112,6 +130,9 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("box_pair", TORCH_FN(loss_entry<BoxPairLoss>));
   under_vmap("box_matrix", TORCH_FN(box_matrix_entry));
   under_vmap("box_crowd", TORCH_FN(box_crowd_entry));
+  under_vmap("crf", TORCH_FN(crf_entry));
+  under_vmap("crf_marginals", TORCH_FN(crf_marginals_entry));
+  under_vmap("crf_decode", TORCH_FN(crf_decode_entry));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));
@@ -124,6 +145,10 @@ TORCH_LIBRARY(fastloss, library) {
   register_kernels("box_matrix_backward", TORCH_FN(box_matrix_backward_kernel),
                    TORCH_FN(box_matrix_backward_meta));
   register_kernels("box_crowd_forward", TORCH_FN(box_crowd_kernel), TORCH_FN(box_crowd_meta));
+  register_kernels("crf_forward", TORCH_FN(crf_kernel), TORCH_FN(crf_meta));
+  register_kernels("crf_marginals_forward", TORCH_FN(crf_marginals_kernel),
+                   TORCH_FN(crf_marginals_meta));
+  register_kernels("crf_decode_forward", TORCH_FN(crf_decode_kernel), TORCH_FN(crf_decode_meta));
   register_kernels("scale_", TORCH_FN(scale_kernel), TORCH_FN(scale_meta));
 }
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The losses as functions. :mod:`fastloss.reference` has the same in plain PyTorch."""
 
-from . import boxes, classification, regression
+from . import boxes, classification, regression, sequence
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .regression import *  # noqa: F403
+from .sequence import *  # noqa: F403
 
-__all__ = [*boxes.__all__, *classification.__all__, *regression.__all__]
+__all__ = [*boxes.__all__, *classification.__all__, *regression.__all__, *sequence.__all__]

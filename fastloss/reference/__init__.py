@@ -5,9 +5,10 @@ They are the oracle of the tests, and they compute where no kernel does: on devi
 under ``torch.func`` transforms and for derivatives of higher order.
 """
 
-from . import boxes, classification, regression
+from . import boxes, classification, regression, sequence
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .regression import *  # noqa: F403
+from .sequence import *  # noqa: F403
 
-__all__ = [*boxes.__all__, *classification.__all__, *regression.__all__]
+__all__ = [*boxes.__all__, *classification.__all__, *regression.__all__, *sequence.__all__]
