@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <memory>
+#include <array>
 #include <new>
 
 #include "core/vec.h"
@@ -32,9 +32,10 @@ constexpr T kNegligible = T(1e-7);
 template <>
 constexpr double kNegligible<double> = 1e-15;
 
-constexpr int64_t kMaxChunksOfSequences = 64;
+constexpr int64_t kMaxTasks = 64;
 constexpr int64_t kMaxPartialBytes = int64_t{64} << 20;
-constexpr int64_t kPairSteps = 64;  // steps whose pairs are summed up together, while in the cache
+// Pairs are summed up over so many steps at a time: short sums keep more digits.
+constexpr int64_t kBlockSteps = 64;
 
 // Rows of tags are padded to whole vectors.
 template <class T>
@@ -137,44 +138,103 @@ void write_gradient(const CrfArguments& arguments, int64_t sequence, int64_t ste
 
 // ---- small linear algebra on padded rows ----
 
-// out[j] = Σ_i weights[i] · matrix[i][j] for kVectors vectors of columns.
-template <int kVectors, class T>
-FASTLOSS_INLINE void multiply_columns(const T* weights, const T* matrix, int64_t pitch,
-                                      int64_t rows, T* out) {
+// How a row and a matrix make a row: the sum over all paths, and the best one.
+struct SumOfProducts {
+  template <class V>
+  static FASTLOSS_INLINE V nothing() {
+    return V(0);
+  }
+  template <class V>
+  static FASTLOSS_INLINE V join(V sum, V weight, V entry) {
+    return sum + weight * entry;
+  }
+  template <class V>
+  static FASTLOSS_INLINE V merge(V a, V b) {
+    return a + b;
+  }
+};
+struct LargestSum {
+  template <class V>
+  static FASTLOSS_INLINE V nothing() {
+    return V(-lanes::kInfinity<scalar_of<V>>);
+  }
+  template <class V>
+  static FASTLOSS_INLINE V join(V largest, V weight, V entry) {
+    return larger(weight + entry, largest);
+  }
+  template <class V>
+  static FASTLOSS_INLINE V merge(V a, V b) {
+    return larger(a, b);
+  }
+};
+
+// The sequences of a group go step by step together: each entry of the matrix is loaded once for
+// all of them, and while one waits for its last result the others have work.
+constexpr int kGroup = 4;
+template <class T>
+using Rows = T* [kGroup];
+
+// kVectors vectors of columns of the products of kSequences rows with one matrix.
+template <class Product, int kSequences, int kVectors, class T>
+FASTLOSS_INLINE void multiply_columns(const Rows<T>& rows, const T* matrix, int64_t pitch,
+                                      int64_t count, const Rows<T>& out, int64_t column) {
   using V = Vec<T>;
+  constexpr int kSums = kSequences * kVectors;
   // Enough independent sums that none waits for the one before.
-  constexpr int kParts = 8 / kVectors;
-  V sum[kParts * kVectors];
+  constexpr int kParts = kSums <= 1 ? 8 : kSums <= 2 ? 4 : kSums <= 4 ? 2 : 1;
+  V sum[kParts * kSums];
 #pragma GCC unroll 8
-  for (int k = 0; k < kParts * kVectors; ++k) sum[k] = V(0);
+  for (int k = 0; k < kParts * kSums; ++k) sum[k] = Product::template nothing<V>();
   int64_t i = 0;
-  for (; i + kParts <= rows; i += kParts) {
+  for (; i + kParts <= count; i += kParts) {
 #pragma GCC unroll 8
-    for (int k = 0; k < kParts * kVectors; ++k) {
-      const int64_t row = i + k / kVectors;
-      sum[k] += V(weights[row]) * V::load(matrix + row * pitch + k % kVectors * V::kLanes);
+    for (int k = 0; k < kParts * kSums; ++k) {
+      const int64_t row = i + k / kSums;
+      sum[k] = Product::join(
+          sum[k], V(rows[k % kSums / kVectors][row]),
+          V::load(matrix + row * pitch + column + k % kVectors * V::kLanes));
     }
   }
-  for (; i < rows; ++i) {
+  for (; i < count; ++i) {
 #pragma GCC unroll 8
-    for (int k = 0; k < kVectors; ++k)
-      sum[k] += V(weights[i]) * V::load(matrix + i * pitch + k * V::kLanes);
+    for (int k = 0; k < kSums; ++k) {
+      sum[k] = Product::join(sum[k], V(rows[k / kVectors][i]),
+                             V::load(matrix + i * pitch + column + k % kVectors * V::kLanes));
+    }
   }
 #pragma GCC unroll 8
-  for (int k = (kParts - 1) * kVectors - 1; k >= 0; --k) sum[k] += sum[k + kVectors];
+  for (int k = (kParts - 1) * kSums - 1; k >= 0; --k)
+    sum[k] = Product::merge(sum[k], sum[k + kSums]);
 #pragma GCC unroll 8
-  for (int k = 0; k < kVectors; ++k) sum[k].store(out + k * V::kLanes);
+  for (int k = 0; k < kSums; ++k)
+    sum[k].store(out[k / kVectors] + column + k % kVectors * V::kLanes);
 }
 
-template <class T>
-void multiply(const T* weights, const T* matrix, int64_t pitch, int64_t rows, T* out) {
+template <class Product, int kSequences, class T>
+[[gnu::noinline]] void multiply_some(const Rows<T>& rows, const T* matrix, int64_t pitch,
+                                     int64_t count, const Rows<T>& out) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   int64_t j = 0;
-  for (; j + 4 * kLanes <= pitch; j += 4 * kLanes)
-    multiply_columns<4>(weights, matrix + j, pitch, rows, out + j);
   for (; j + 2 * kLanes <= pitch; j += 2 * kLanes)
-    multiply_columns<2>(weights, matrix + j, pitch, rows, out + j);
-  if (j < pitch) multiply_columns<1>(weights, matrix + j, pitch, rows, out + j);
+    multiply_columns<Product, kSequences, 2>(rows, matrix, pitch, count, out, j);
+  if (j < pitch) multiply_columns<Product, kSequences, 1>(rows, matrix, pitch, count, out, j);
+}
+
+// out[s] = rows[s] · matrix for the first `sequences` rows, of `count` numbers each.
+template <class Product, class T>
+FASTLOSS_INLINE void multiply(int sequences, const Rows<T>& rows, const T* matrix, int64_t pitch,
+                              int64_t count, const Rows<T>& out) {
+  static_assert(kGroup == 4);
+  switch (sequences) {
+    case 1:
+      return multiply_some<Product, 1>(rows, matrix, pitch, count, out);
+    case 2:
+      return multiply_some<Product, 2>(rows, matrix, pitch, count, out);
+    case 3:
+      return multiply_some<Product, 3>(rows, matrix, pitch, count, out);
+    default:
+      return multiply_some<Product, 4>(rows, matrix, pitch, count, out);
+  }
 }
 
 // sums[i][j] += Σ_s left[s][i] · right[s][j] for kRows rows and kVectors vectors of columns.
@@ -211,10 +271,14 @@ template <class T>
 void add_products(const T* left, const T* right, int64_t pitch, int64_t steps, int64_t rows,
                   T* sums) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
-  int64_t j = 0;
-  for (; j + 2 * kLanes <= pitch; j += 2 * kLanes)
-    add_columns_of_products<2>(left, right + j, pitch, steps, rows, sums + j);
-  if (j < pitch) add_columns_of_products<1>(left, right + j, pitch, steps, rows, sums + j);
+  for (int64_t s = 0; s < steps; s += kBlockSteps) {
+    const int64_t block = steps - s < kBlockSteps ? steps - s : kBlockSteps;
+    const T *l = left + s * pitch, *r = right + s * pitch;
+    int64_t j = 0;
+    for (; j + 2 * kLanes <= pitch; j += 2 * kLanes)
+      add_columns_of_products<2>(l, r + j, pitch, block, rows, sums + j);
+    if (j < pitch) add_columns_of_products<1>(l, r + j, pitch, block, rows, sums + j);
+  }
 }
 
 template <class T>
@@ -288,227 +352,327 @@ struct Partial {
         end(start + scores.pitch) {}
 };
 
-inline int64_t chunks_of(int64_t sequences, int64_t partial_bytes) {
+// In how many tasks the sequences are done, each of whole groups but the last.
+inline int64_t tasks_of(int64_t sequences, int64_t partial_bytes) {
+  const int64_t groups = (sequences + kGroup - 1) / kGroup;
   const int64_t affordable = kMaxPartialBytes / partial_bytes;
-  const int64_t most = affordable < kMaxChunksOfSequences ? affordable : kMaxChunksOfSequences;
-  return sequences < most ? sequences : most > 1 ? most : 1;
+  const int64_t most = affordable < kMaxTasks ? affordable : kMaxTasks;
+  return groups < most ? groups : most > 1 ? most : 1;
 }
 
-// One task's view of the call, and its room for one sequence at a time.
+// The order in which a group is done, the longest first: who still takes part at a step is always at
+// the front.
+inline std::array<int, kGroup> longest_first(const int64_t* lengths, int count) {
+  std::array<int, kGroup> order{};
+  for (int s = 0; s < count; ++s) {
+    int place = s;
+    for (; place > 0 && lengths[order[place - 1]] < lengths[s]; --place)
+      order[place] = order[place - 1];
+    order[place] = s;
+  }
+  return order;
+}
+
+// One sequence of a group.
 template <class T>
-class Chain {
+struct Sequence {
+  int64_t index = 0, length = 0;
+  T weight = T(1);                                  // of its gradients
+  T *potential = nullptr, *prefix = nullptr;        // [T, pitch]
+  T* scale = nullptr;                               // [T]: powers of two
+  int64_t* labels = nullptr;                        // [T]
+  T *row = nullptr, *suffix = nullptr;              // [pitch]
+  T *first = nullptr, *last = nullptr;              // [pitch]: gradients of the outermost steps
+  double score = 0.0, offset = 0.0, log_sum = 0.0;  // of the labels; what was taken out; the result
+  int64_t exponent = 0;                             // of two, taken out as well
+  Mask<T> lifted{};
+  Vec<T> total{}, doubtful{};
+
+  // How much a sequence of so many steps needs.
+  static int64_t bytes(int64_t steps, int64_t pitch) {
+    return 2 * Pieces::bytes<T>(steps * pitch) + 4 * Pieces::bytes<T>(pitch) +
+           Pieces::bytes<T>(steps) + Pieces::bytes<int64_t>(steps);
+  }
+  void place(Pieces& pieces, int64_t steps, int64_t pitch) {
+    potential = pieces.take<T>(steps * pitch);
+    prefix = pieces.take<T>(steps * pitch);
+    for (T** piece : {&row, &suffix, &first, &last}) *piece = pieces.take<T>(pitch);
+    scale = pieces.take<T>(steps);
+    labels = pieces.take<int64_t>(steps);
+  }
+};
+
+// One task: its share of the sequences, a group at a time.
+template <class T>
+class Task {
+  using V = Vec<T>;
+
  public:
-  Chain(const CrfArguments& arguments, const Scores<T>& scores, const Factors<T>& factors,
-        Partial<T> partial, FirstBadLabel& bad)
+  Task(const CrfArguments& arguments, const Scores<T>& scores, const Factors<T>& factors,
+       const int64_t* lengths, T gradient_factor, FirstBadLabel& bad, const Partial<T>& partial,
+       double* losses)
       : arguments_(arguments),
         scores_(scores),
         factors_(factors),
-        partial_(partial),
+        lengths_(lengths),
+        gradient_factor_(gradient_factor),
         bad_(bad),
-        memory_((2 * arguments.chains.steps + 5 + scores.tags) * scores.pitch),
-        scale_(arguments.chains.steps),
-        labels_(arguments.chains.steps) {
-    potential_ = memory_.data();
-    prefix_ = potential_ + arguments.chains.steps * scores.pitch;
-    row_ = prefix_ + arguments.chains.steps * scores.pitch;
-    suffix_ = row_ + scores.pitch;
-    carry_ = suffix_ + scores.pitch;
-    first_ = carry_ + scores.pitch;
-    last_ = first_ + scores.pitch;
-    pairs_ = last_ + scores.pitch;
+        partial_(partial),
+        losses_(losses),
+        wants_gradient_(arguments.emission_gradient || arguments.transitions_gradient ||
+                        arguments.start_gradient || arguments.end_gradient),
+        memory_(kGroup * Sequence<T>::bytes(arguments.chains.steps, scores.pitch) +
+                Pieces::bytes<T>(scores.tags * scores.pitch)) {
+    Pieces pieces(memory_.data());
+    for (Sequence<T>& sequence : group_)
+      sequence.place(pieces, arguments.chains.steps, scores.pitch);
+    pairs_ = pieces.take<T>(scores.tags * scores.pitch);
   }
 
-  // Returns the sequence's loss; its gradients are multiplied with `weight`.
-  double run(int64_t sequence, int64_t length, T weight) {
-    using V = Vec<T>;
-    sequence_ = sequence;
-    length_ = length;
-    weight_ = weight;
-    read_labels();
-    const double score = prepare();
-    double loss = sweep_forth() - score;
-    const bool wants_gradient = arguments_.emission_gradient || arguments_.transitions_gradient ||
-                                arguments_.start_gradient || arguments_.end_gradient;
-    if (wants_gradient || any(lifted_)) {
-      const T doubtful = wants_gradient ? sweep_back<true>() : sweep_back<false>();
-      if (!(doubtful <= kNegligible<T>)) {
-        loss = run_in_logarithms(wants_gradient) - score;
-      } else if (wants_gradient && arguments_.transitions_gradient) {
-        for (int64_t i = 0; i < scores_.tags * scores_.pitch; i += V::kLanes) {
-          (V::load(partial_.transitions + i) +
-           V(weight) * (V::load(factors_.forth + i) * V::load(pairs_ + i)))
-              .store(partial_.transitions + i);
-        }
-      }
+  void run(int64_t begin, int64_t end) {
+    if (arguments_.transitions_gradient) fill(pairs_, T(0), scores_.tags * scores_.pitch);
+    for (int64_t b = begin; b < end; b += kGroup)
+      run_group(b, static_cast<int>(end - b < kGroup ? end - b : kGroup));
+    if (!arguments_.transitions_gradient) return;
+    for (int64_t i = 0; i < scores_.tags * scores_.pitch; i += V::kLanes) {
+      (V::load(partial_.transitions + i) + V::load(factors_.forth + i) * V::load(pairs_ + i))
+          .store(partial_.transitions + i);
     }
-    if (wants_gradient) {
-      for (int64_t j = 0; j < scores_.tags; ++j) {
-        partial_.start[j] += first_[j];
-        partial_.end[j] += last_[j];
-      }
-      if (arguments_.emission_gradient) clear_the_rest();
-      if (arguments_.labels) subtract_the_labels_pairs();
-    }
-    return loss;
   }
 
  private:
-  T* potential(int64_t step) const { return potential_ + step * scores_.pitch; }
-  T* prefix(int64_t step) const { return prefix_ + step * scores_.pitch; }
-  int64_t label(int64_t step) const { return labels_.data()[step]; }
+  void run_group(int64_t first, int count) {
+    const auto order = longest_first(lengths_ + first, count);
+    const auto* upstream = static_cast<const T*>(arguments_.upstream);
+    for (int s = 0; s < count; ++s) {
+      Sequence<T>& sequence = group_[s];
+      sequence.index = first + order[s];
+      sequence.length = lengths_[sequence.index];
+      sequence.weight = gradient_factor_ * (upstream ? upstream[sequence.index] : T(1));
+      read_labels(sequence);
+      prepare(sequence);
+    }
+    sweep_forth(count);
+    bool any_lifted = false;
+    for (int s = 0; s < count; ++s) any_lifted = any_lifted || any(group_[s].lifted);
+    if (wants_gradient_) {
+      sweep_back<true>(count);
+    } else if (any_lifted) {
+      sweep_back<false>(count);
+    }
+    for (int s = 0; s < count; ++s) {
+      Sequence<T>& sequence = group_[s];
+      if ((wants_gradient_ || any_lifted) && !(sequence.doubtful.sum() <= kNegligible<T>)) {
+        run_in_logarithms(sequence);
+      } else if (arguments_.transitions_gradient) {
+        add_products(sequence.prefix, sequence.potential + scores_.pitch, scores_.pitch,
+                     sequence.length - 1, scores_.tags, pairs_);
+      }
+      losses_[sequence.index] = sequence.log_sum - sequence.score;
+      if (wants_gradient_) finish_gradients(sequence);
+    }
+  }
 
-  void read_labels() {
+  void read_labels(Sequence<T>& sequence) {
     if (!arguments_.labels) return;
-    load_integers(labels_.data(), arguments_.labels, sequence_ * arguments_.label_stride[0],
-                  arguments_.label_stride[1], length_);
-    for (int64_t t = 0; t < length_; ++t) {
-      int64_t& label = labels_.data()[t];
+    load_integers(sequence.labels, arguments_.labels, sequence.index * arguments_.label_stride[0],
+                  arguments_.label_stride[1], sequence.length);
+    for (int64_t t = 0; t < sequence.length; ++t) {
+      int64_t& label = sequence.labels[t];
       if (label >= 0 && label < scores_.tags) continue;
-      bad_.note(sequence_ * arguments_.chains.steps + t, label);
+      bad_.note(sequence.index * arguments_.chains.steps + t, label);
       label = 0;  // goes on with anything that exists
     }
   }
 
-  // Turns scores into factors: e^(score - the step's largest). Returns the score of the labels.
-  double prepare() {
-    using V = Vec<T>;
-    const bool labelled = bool(arguments_.labels);
+  // Turns scores into factors: e^(score - the step's largest); adds up the score of the labels.
+  void prepare(Sequence<T>& sequence) {
     const int64_t tags = scores_.tags, pitch = scores_.pitch;
-    double score = 0.0;
-    offset_ = double(length_ - 1) * double(factors_.largest);
-    for (int64_t t = 0; t < length_; ++t) {
-      T* row = potential(t);
-      read_emissions(arguments_.chains, sequence_, t, row);
+    const int64_t* labels = arguments_.labels ? sequence.labels : nullptr;
+    sequence.score = 0.0;
+    sequence.offset = double(sequence.length - 1) * double(factors_.largest);
+    for (int64_t t = 0; t < sequence.length; ++t) {
+      T* row = sequence.potential + t * pitch;
+      read_emissions(arguments_.chains, sequence.index, t, row);
       if (t == 0 && scores_.start) {
         for (int64_t j = 0; j < tags; ++j) row[j] += scores_.start[j];
       }
-      if (t == length_ - 1 && scores_.end) {
+      if (t == sequence.length - 1 && scores_.end) {
         for (int64_t j = 0; j < tags; ++j) row[j] += scores_.end[j];
       }
       // After the additions: what they rounded cancels in the loss.
-      if (labelled) {
-        score += double(row[label(t)]);
-        if (t > 0) score += double(scores_.transitions[label(t - 1) * tags + label(t)]);
+      if (labels) {
+        sequence.score += double(row[labels[t]]);
+        if (t > 0) sequence.score += double(scores_.transitions[labels[t - 1] * tags + labels[t]]);
       }
       fill(row + tags, -lanes::kInfinity<T>, pitch - tags);
       V most(row[0]);
-      for (int64_t j = 0; j < pitch; j += V::kLanes) most = max(most, V::load(row + j));
+      for (int64_t j = 0; j < pitch; j += V::kLanes) most = larger(V::load(row + j), most);
       const T largest = most.largest();
-      offset_ += double(largest);
+      sequence.offset += double(largest);
       for (int64_t j = 0; j < pitch; j += V::kLanes)
-        exp(V::load(row + j) - V(largest)).store(row + j);
+        exp_nonpositive(V::load(row + j) - V(largest)).store(row + j);
     }
-    return score;
   }
 
-  // Fills prefix(t)[j], the sum over all paths that end at step t with tag j, and returns the
+  // Numbers below the floor are lifted to it; NaN stays.
+  FASTLOSS_INLINE V lift(Sequence<T>& sequence, V value, int64_t column) const {
+    const V floor = V::load(factors_.floor + column);
+    sequence.lifted = sequence.lifted | (value < floor);
+    return larger(floor, value);
+  }
+
+  // How many of the group reach a step.
+  int active(int count, int64_t step) const {
+    while (count > 0 && group_[count - 1].length <= step) --count;
+    return count;
+  }
+
+  // Fills prefix[t][j], the sum over all paths that end at step t with tag j, and finds the
   // logarithm of the sum over all paths.
-  double sweep_forth() {
-    using V = Vec<T>;
+  void sweep_forth(int count) {
     const int64_t pitch = scores_.pitch;
-    int64_t exponent = 0;
-    lifted_ = V(0) != V(0);
-    V total(0);
-    for (int64_t j = 0; j < pitch; j += V::kLanes) {
-      const V lowest = V::load(factors_.floor + j), value = V::load(potential(0) + j);
-      lifted_ = lifted_ | (value < lowest);
-      const V lifted = max(value, lowest);
-      lifted.store(prefix(0) + j);
-      total += lifted;
-    }
-    for (int64_t t = 1; t < length_; ++t) {
-      multiply(prefix(t - 1), factors_.forth, pitch, scores_.tags, row_);
-      const V scale(scale_.data()[t] = take_exponent(total.sum(), exponent));
-      total = V(0);
+    for (int s = 0; s < count; ++s) {
+      Sequence<T>& sequence = group_[s];
+      sequence.exponent = 0;
+      sequence.lifted = V(0) != V(0);
+      V total(0);
       for (int64_t j = 0; j < pitch; j += V::kLanes) {
-        const V lowest = V::load(factors_.floor + j);
-        const V value = V::load(row_ + j) * (scale * V::load(potential(t) + j));
-        lifted_ = lifted_ | (value < lowest);
-        const V lifted = max(value, lowest);
-        lifted.store(prefix(t) + j);
-        total += lifted;
+        const V value = lift(sequence, V::load(sequence.potential + j), j);
+        value.store(sequence.prefix + j);
+        total += value;
+      }
+      sequence.total = total;
+    }
+    const int64_t steps = group_[0].length;
+    for (int64_t t = 1; t < steps; ++t) {
+      const int reaching = active(count, t);
+      Rows<T> before{}, now{};
+      for (int s = 0; s < reaching; ++s) {
+        before[s] = group_[s].prefix + (t - 1) * pitch;
+        now[s] = group_[s].prefix + t * pitch;
+      }
+      multiply<SumOfProducts>(reaching, before, factors_.forth, pitch, scores_.tags, now);
+      for (int s = 0; s < reaching; ++s) {
+        Sequence<T>& sequence = group_[s];
+        const T* potential = sequence.potential + t * pitch;
+        const V scale(sequence.scale[t] = take_exponent(sequence.total.sum(), sequence.exponent));
+        V total(0);
+        for (int64_t j = 0; j < pitch; j += V::kLanes) {
+          const V value =
+              lift(sequence, V::load(now[s] + j) * (scale * V::load(potential + j)), j);
+          value.store(now[s] + j);
+          total += value;
+        }
+        sequence.total = total;
       }
     }
     constexpr double kLn2 = 0.69314718055994530942;
-    last_total_ = total.sum();
-    return offset_ + double(exponent) * kLn2 + log(double(last_total_));
+    for (int s = 0; s < count; ++s) {
+      Sequence<T>& sequence = group_[s];
+      sequence.log_sum = sequence.offset + double(sequence.exponent) * kLn2 +
+                         log(double(sequence.total.sum()));
+    }
   }
 
-  // The sums over all paths that go on from a tag, step by step from the end: with prefix() the
-  // probabilities of tags and of pairs. Returns the probability that a lifted number is involved.
+  // The sums over all paths that go on from a tag, step by step from the end: with the prefixes they
+  // are the probabilities of tags and of pairs. Adds up the probability that a lifted number is
+  // involved. Leaves the pairs' factors in `potential`: the pair (i, j) of steps t - 1 and t has the
+  // weighted probability prefix[t - 1][i] · forth[i][j] · potential[t][j].
   template <bool kGradient>
-  T sweep_back() {
-    using V = Vec<T>;
+  void sweep_back(int count) {
     const int64_t pitch = scores_.pitch;
-    const bool wants_pairs = kGradient && arguments_.transitions_gradient != nullptr;
-    if (wants_pairs) fill(pairs_, T(0), scores_.tags * pitch);
-    V doubtful(0), total(0);
-    fill(suffix_, T(1) / last_total_, pitch);
-    for (int64_t j = 0; j < pitch; j += V::kLanes)
-      total += V::load(suffix_ + j) * V::load(prefix(length_ - 1) + j);
-    int64_t pairs_end = length_;
-    for (int64_t t = length_ - 1;; --t) {
-      // `total` is 1 but for rounding.
-      const V norm(T(1) / total.sum());
-      for (int64_t j = 0; j < pitch; j += V::kLanes) {
-        const V before = V::load(prefix(t) + j), after = V::load(suffix_ + j);
-        const V lowest = V::load(factors_.floor + j);
-        const V probability = before * after * norm;
-        doubtful += select((before <= lowest) | (after <= lowest), probability, V(0));
-        if (kGradient) (V(weight_) * probability).store(row_ + j);
-      }
-      if (kGradient) hand_out(t, row_);
-      if (wants_pairs && t + 1 < length_) {
-        // The pairs of t and t + 1 wait in potential(t + 1) for their norm.
+    int reaching = 0;
+    for (int64_t t = group_[0].length - 1;; --t) {
+      for (; reaching < count && group_[reaching].length > t; ++reaching) start_back(group_[reaching]);
+      for (int s = 0; s < reaching; ++s) find_probabilities<kGradient>(group_[s], t);
+      if (t == 0) return;
+      Rows<T> onward{}, suffix{};
+      for (int s = 0; s < reaching; ++s) {
+        Sequence<T>& sequence = group_[s];
+        onward[s] = sequence.potential + t * pitch;
+        suffix[s] = sequence.suffix;
+        const V scale(sequence.scale[t]);
         for (int64_t j = 0; j < pitch; j += V::kLanes)
-          (V::load(potential(t + 1) + j) * norm).store(potential(t + 1) + j);
-        if (pairs_end - (t + 1) == kPairSteps || t == 0) {
-          add_products(prefix(t), potential(t + 1), pitch, pairs_end - (t + 1), scores_.tags,
-                       pairs_);
-          pairs_end = t + 1;
+          (V::load(suffix[s] + j) * (scale * V::load(onward[s] + j))).store(onward[s] + j);
+      }
+      multiply<SumOfProducts>(reaching, onward, factors_.back, pitch, scores_.tags, suffix);
+      for (int s = 0; s < reaching; ++s) {
+        const T* before = group_[s].prefix + (t - 1) * pitch;
+        V total(0);
+        for (int64_t j = 0; j < pitch; j += V::kLanes) {
+          const V value = lift(group_[s], V::load(suffix[s] + j), j);
+          value.store(suffix[s] + j);
+          total += value * V::load(before + j);
         }
-      }
-      if (t == 0) return doubtful.sum();
-      const V scale(scale_.data()[t]);
-      for (int64_t j = 0; j < pitch; j += V::kLanes) {
-        const V onward = V::load(suffix_ + j) * scale * V::load(potential(t) + j);
-        onward.store(potential(t) + j);
-      }
-      multiply(potential(t), factors_.back, pitch, scores_.tags, carry_);
-      total = V(0);
-      for (int64_t j = 0; j < pitch; j += V::kLanes) {
-        const V lifted = max(V::load(carry_ + j), V::load(factors_.floor + j));
-        lifted.store(suffix_ + j);
-        total += lifted * V::load(prefix(t - 1) + j);
+        group_[s].total = total;
       }
     }
   }
 
-  // A step's probabilities, times weight: less the label they are the gradient of the emissions.
-  void hand_out(int64_t step, T* row) {
-    if (arguments_.labels) row[label(step)] -= weight_;
-    if (arguments_.emission_gradient) write_gradient(arguments_, sequence_, step, row);
-    if (step == 0) copy(first_, row, scores_.tags);
-    if (step == length_ - 1) copy(last_, row, scores_.tags);
+  void start_back(Sequence<T>& sequence) const {
+    const T* last = sequence.prefix + (sequence.length - 1) * scores_.pitch;
+    const V start(T(1) / sequence.total.sum());
+    V total(0);
+    for (int64_t j = 0; j < scores_.pitch; j += V::kLanes) {
+      start.store(sequence.suffix + j);
+      total += start * V::load(last + j);
+    }
+    sequence.total = total;
+    sequence.doubtful = V(0);
   }
 
-  void clear_the_rest() {
-    fill(row_, T(0), scores_.tags);
-    for (int64_t t = length_; t < arguments_.chains.steps; ++t)
-      write_gradient(arguments_, sequence_, t, row_);
+  template <bool kGradient>
+  void find_probabilities(Sequence<T>& sequence, int64_t step) {
+    const int64_t pitch = scores_.pitch;
+    const V norm(T(1) / sequence.total.sum());  // 1 but for rounding
+    const V weight(sequence.weight);
+    const T* prefix = sequence.prefix + step * pitch;
+    for (int64_t j = 0; j < pitch; j += V::kLanes) {
+      const V before = V::load(prefix + j), after = V::load(sequence.suffix + j);
+      const V floor = V::load(factors_.floor + j);
+      const V probability = before * after * norm;
+      sequence.doubtful += select((before <= floor) | (after <= floor), probability, V(0));
+      if (kGradient) (weight * probability).store(sequence.row + j);
+    }
+    if (!kGradient) return;
+    hand_out(sequence, step);
+    if (arguments_.transitions_gradient && step + 1 < sequence.length) {
+      T* onward = sequence.potential + (step + 1) * pitch;
+      for (int64_t j = 0; j < pitch; j += V::kLanes)
+        (V::load(onward + j) * (weight * norm)).store(onward + j);
+    }
   }
 
-  void subtract_the_labels_pairs() {
-    if (!arguments_.transitions_gradient) return;
-    for (int64_t t = 1; t < length_; ++t)
-      partial_.transitions[label(t - 1) * scores_.pitch + label(t)] -= weight_;
+  // A step's weighted probabilities, less the label, are the gradient of its emissions.
+  void hand_out(const Sequence<T>& sequence, int64_t step) const {
+    if (arguments_.labels) sequence.row[sequence.labels[step]] -= sequence.weight;
+    if (arguments_.emission_gradient) write_gradient(arguments_, sequence.index, step, sequence.row);
+    if (step == 0) copy(sequence.first, sequence.row, scores_.tags);
+    if (step == sequence.length - 1) copy(sequence.last, sequence.row, scores_.tags);
   }
 
-  // The same in float64 by logarithms, K² exponentials a step. Returns the logarithm of the sum
-  // over all paths.
-  [[gnu::noinline]] double run_in_logarithms(bool wants_gradient) {
+  void finish_gradients(const Sequence<T>& sequence) const {
+    for (int64_t j = 0; j < scores_.tags; ++j) {
+      partial_.start[j] += sequence.first[j];
+      partial_.end[j] += sequence.last[j];
+    }
+    if (arguments_.transitions_gradient && arguments_.labels) {
+      for (int64_t t = 1; t < sequence.length; ++t)
+        partial_.transitions[sequence.labels[t - 1] * scores_.pitch + sequence.labels[t]] -=
+            sequence.weight;
+    }
+    if (arguments_.emission_gradient) {
+      fill(sequence.row, T(0), scores_.tags);
+      for (int64_t t = sequence.length; t < arguments_.chains.steps; ++t)
+        write_gradient(arguments_, sequence.index, t, sequence.row);
+    }
+  }
+
+  // The same in float64 by logarithms, K² exponentials a step.
+  [[gnu::noinline]] void run_in_logarithms(Sequence<T>& sequence) {
     using V = Vec<double>;
-    const int64_t tags = scores_.tags, pitch = padded<double>(tags), steps = length_;
+    const int64_t tags = scores_.tags, pitch = padded<double>(tags), steps = sequence.length;
     Buffer<double> memory((2 * steps + 4 + 3 * tags) * pitch);
     double* score = memory.data();             // [steps, pitch]
     double* prefix = score + steps * pitch;    // [steps, pitch]
@@ -540,7 +704,7 @@ class Chain {
     };
     for (int64_t t = 0; t < steps; ++t) {
       double* row = score + t * pitch;
-      read_emissions(arguments_.chains, sequence_, t, row);
+      read_emissions(arguments_.chains, sequence.index, t, row);
       for (int64_t j = 0; j < tags; ++j) {
         if (t == 0) row[j] += double(scores_.start_of(j));
         if (t == steps - 1) row[j] += double(scores_.end_of(j));
@@ -559,16 +723,16 @@ class Chain {
     double most = last[0], sum = 0.0;
     for (int64_t j = 1; j < tags; ++j) most = max(most, last[j]);
     for (int64_t j = 0; j < tags; ++j) sum += exp(last[j] - most);
-    const double total = most + log(sum);
-    if (!wants_gradient) return total;
+    const double total = sequence.log_sum = most + log(sum);
+    if (!wants_gradient_) return;
 
     fill(suffix, 0.0, pitch);
     for (int64_t t = steps - 1;; --t) {
       const double* sums = prefix + t * pitch;
       for (int64_t j = 0; j < pitch; j += V::kLanes)
         exp(V::load(sums + j) + V::load(suffix + j) - V(total)).store(probability + j);
-      for (int64_t j = 0; j < tags; ++j) row_[j] = weight_ * T(probability[j]);
-      hand_out(t, row_);
+      for (int64_t j = 0; j < tags; ++j) sequence.row[j] = sequence.weight * T(probability[j]);
+      hand_out(sequence, t);
       if (t == 0) break;
       for (int64_t j = 0; j < pitch; ++j) onward[j] = suffix[j] + score[t * pitch + j];
       if (arguments_.transitions_gradient) {
@@ -587,28 +751,23 @@ class Chain {
     if (arguments_.transitions_gradient) {
       for (int64_t i = 0; i < tags; ++i) {
         for (int64_t j = 0; j < tags; ++j)
-          partial_.transitions[i * scores_.pitch + j] += weight_ * T(pairs[i * pitch + j]);
+          partial_.transitions[i * scores_.pitch + j] += sequence.weight * T(pairs[i * pitch + j]);
       }
     }
-    return total;
   }
 
   const CrfArguments& arguments_;
   const Scores<T>& scores_;
   const Factors<T>& factors_;
-  const Partial<T> partial_;
+  const int64_t* lengths_;
+  const T gradient_factor_;
   FirstBadLabel& bad_;
-  Buffer<T> memory_;
-  T *potential_, *prefix_;         // [T, pitch]
-  T *row_, *suffix_, *carry_;      // [pitch]
-  T *first_, *last_;               // [pitch]: the gradients of the first and the last step
-  T* pairs_;                       // [K, pitch]
-  Buffer<T> scale_;                // [T]: powers of two
-  Buffer<int64_t> labels_;         // [T]
-  int64_t sequence_ = 0, length_ = 0;
-  T weight_ = T(1), last_total_ = T(0);
-  double offset_ = 0.0;
-  Mask<T> lifted_{};
+  const Partial<T> partial_;
+  double* losses_;
+  const bool wants_gradient_;
+  const Buffer<char> memory_;
+  Sequence<T> group_[kGroup];
+  T* pairs_;  // [K, pitch]: the pairs of all sequences, before they are multiplied with `forth`
 };
 
 template <class T>
@@ -616,7 +775,7 @@ int64_t crf_scratch_typed(const CrfArguments& arguments) {
   const Chains& chains = arguments.chains;
   const int64_t partial = Partial<T>::bytes(chains.tags);
   return 2 * Pieces::bytes<double>(chains.sequences) + Factors<T>::bytes(chains.tags) +
-         chunks_of(chains.sequences, partial) * partial;
+         tasks_of(chains.sequences, partial) * partial;
 }
 
 // Adds up the partial sums of all chunks, in their order.
@@ -650,40 +809,26 @@ void run_crf(const CrfArguments& arguments, const Execution& execution) {
                         : reduction == SequenceReduction::kTokenMean ? 1.0 / tokens
                                                                      : 1.0;
   const T gradient_factor = arguments.defers_mean ? T(1) : T(factor);
-  const auto* upstream = static_cast<const T*>(arguments.upstream);
-
   const int64_t partial_bytes = Partial<T>::bytes(chains.tags);
-  const int64_t chunks = chunks_of(chains.sequences, partial_bytes);
+  const int64_t tasks = tasks_of(chains.sequences, partial_bytes);
   const int64_t partial_step = partial_bytes / int64_t{sizeof(T)};
-  T* partials = pieces.take<T>(chunks * partial_step);
+  T* partials = pieces.take<T>(tasks * partial_step);
   FirstBadLabel bad;
-  struct Context {
-    const CrfArguments& arguments;
-    const Scores<T>& scores;
-    const Factors<T>& factors;
-    FirstBadLabel& bad;
-    const int64_t* lengths;
-    double* losses;
-    const T* upstream;
-    T gradient_factor;
-    T* partials;
-    int64_t partial_step, chunks;
-  } context{arguments, scores,          factors,  bad,          lengths, losses,
-            upstream,  gradient_factor, partials, partial_step, chunks};
-  const auto task = [](void* pointer, int64_t chunk) {
-    const auto& self = *static_cast<const Context*>(pointer);
-    T* memory = self.partials + chunk * self.partial_step;
-    fill(memory, T(0), self.partial_step);
-    Chain<T> chain(self.arguments, self.scores, self.factors, Partial<T>(memory, self.scores),
-                   self.bad);
-    const int64_t sequences = self.arguments.chains.sequences;
-    for (int64_t b = chunk * sequences / self.chunks; b < (chunk + 1) * sequences / self.chunks;
-         ++b) {
-      const T weight = self.gradient_factor * (self.upstream ? self.upstream[b] : T(1));
-      self.losses[b] = chain.run(b, self.lengths[b], weight);
-    }
+  auto run_task = [&](int64_t index) {
+    T* memory = partials + index * partial_step;
+    fill(memory, T(0), partial_step);
+    Task<T> task(arguments, scores, factors, lengths, gradient_factor, bad,
+                 Partial<T>(memory, scores), losses);
+    const int64_t groups = (chains.sequences + kGroup - 1) / kGroup;
+    const int64_t begin = index * groups / tasks * kGroup;
+    const int64_t end = (index + 1) * groups / tasks * kGroup;
+    task.run(begin, end < chains.sequences ? end : chains.sequences);
   };
-  execution.parallel.run(chunks, task, &context);
+  using RunTask = decltype(run_task);
+  execution.parallel.run(
+      tasks,
+      [](void* context, int64_t index) { (*static_cast<RunTask*>(context))(index); },
+      &run_task);
   bad.throw_if_any(chains.tags - 1);
 
   double sum = 0.0;
@@ -696,11 +841,11 @@ void run_crf(const CrfArguments& arguments, const Execution& execution) {
 
   const Partial<T> first(partials, scores);
   const int64_t tags = scores.tags, pitch = scores.pitch;
-  add_partials(first.transitions, chunks, partial_step,
+  add_partials(first.transitions, tasks, partial_step,
                static_cast<T*>(arguments.transitions_gradient), tags, pitch, tags);
-  add_partials(first.start, chunks, partial_step, static_cast<T*>(arguments.start_gradient), 1,
+  add_partials(first.start, tasks, partial_step, static_cast<T*>(arguments.start_gradient), 1,
                pitch, tags);
-  add_partials(first.end, chunks, partial_step, static_cast<T*>(arguments.end_gradient), 1, pitch,
+  add_partials(first.end, tasks, partial_step, static_cast<T*>(arguments.end_gradient), 1, pitch,
                tags);
 }
 
@@ -711,13 +856,18 @@ void run_crf(const CrfArguments& arguments, const Execution& execution) {
 template <class T>
 struct Steps {
   T *forth, *back;  // [K, pitch]
+  T* places;        // [pitch]: 0, -1, -2, ...
 
-  static int64_t bytes(int64_t tags) { return 2 * Pieces::bytes<T>(tags * padded<T>(tags)); }
+  static int64_t bytes(int64_t tags) {
+    return 2 * Pieces::bytes<T>(tags * padded<T>(tags)) + Pieces::bytes<T>(padded<T>(tags));
+  }
 
   Steps(const Scores<T>& scores, Pieces& pieces)
       : forth(pieces.take<T>(scores.tags * scores.pitch)),
-        back(pieces.take<T>(scores.tags * scores.pitch)) {
+        back(pieces.take<T>(scores.tags * scores.pitch)),
+        places(pieces.take<T>(scores.pitch)) {
     const int64_t tags = scores.tags, pitch = scores.pitch;
+    for (int64_t j = 0; j < pitch; ++j) places[j] = -T(j);
     fill(forth, -lanes::kInfinity<T>, tags * pitch);
     fill(back, -lanes::kInfinity<T>, tags * pitch);
     for (int64_t i = 0; i < tags; ++i) {
@@ -727,111 +877,130 @@ struct Steps {
   }
 };
 
-// out[j] = max_i(row[i] + matrix[i][j]) for kVectors vectors of columns.
-template <int kVectors, class T>
-FASTLOSS_INLINE void best_of_columns(const T* row, const T* matrix, int64_t pitch, int64_t rows,
-                                     T* out) {
+// The place of the first of the largest of so many numbers; 0 where one is NaN. The numbers are
+// followed by -∞ up to whole vectors.
+template <class T>
+FASTLOSS_INLINE int64_t first_largest(const T* row, int64_t pitch, const T* places) {
   using V = Vec<T>;
-  constexpr int kParts = 8 / kVectors;
-  V best[kParts * kVectors];
-  const auto join = [](V a, V b) { return select(a > b, a, b); };
-#pragma GCC unroll 8
-  for (int k = 0; k < kParts * kVectors; ++k) best[k] = V(-lanes::kInfinity<T>);
-  int64_t i = 0;
-  for (; i + kParts <= rows; i += kParts) {
-#pragma GCC unroll 8
-    for (int k = 0; k < kParts * kVectors; ++k) {
-      const int64_t from = i + k / kVectors;
-      best[k] = join(V(row[from]) + V::load(matrix + from * pitch + k % kVectors * V::kLanes),
-                     best[k]);
+  V most = V::load(row);
+  for (int64_t j = V::kLanes; j < pitch; j += V::kLanes) most = larger(V::load(row + j), most);
+  const V largest(most.largest());
+  V first(-T(pitch));
+  for (int64_t j = 0; j < pitch; j += V::kLanes)
+    first = larger(select(V::load(row + j) == largest, V::load(places + j), V(-T(pitch))), first);
+  const auto place = static_cast<int64_t>(-first.largest());
+  return place < pitch ? place : 0;
+}
+
+// The best paths of one group of sequences. No pointers back are kept: along the best path they are
+// found again from the scores, K additions a step, where keeping them would add two operations to
+// each of the K² of the way forth.
+template <class T>
+class Decoder {
+  using V = Vec<T>;
+
+ public:
+  Decoder(const DecodeArguments& arguments, const Scores<T>& scores, const Steps<T>& steps,
+          const int64_t* lengths)
+      : arguments_(arguments),
+        scores_(scores),
+        steps_(steps),
+        lengths_(lengths),
+        row_(scores.pitch),
+        best_(kGroup * arguments.chains.steps * scores.pitch) {
+    fill(row_.data(), T(0), scores.pitch);
+  }
+
+  void run(int64_t first, int count) {
+    const auto order = longest_first(lengths_ + first, count);
+    for (int s = 0; s < count; ++s) {
+      slot_[s].index = first + order[s];
+      slot_[s].length = lengths_[first + order[s]];
+      slot_[s].score = 0.0;
+    }
+    go_forth(count);
+    go_back(count);
+  }
+
+ private:
+  struct Slot {
+    int64_t index = 0, length = 0;
+    T largest = T(0);  // of the step before
+    double score = 0.0;
+    int64_t tag = 0;  // on the way back
+  };
+
+  // [pitch]: the best scores of paths to each tag, less the largest of the step before.
+  T* best(int slot, int64_t step) const {
+    return best_.data() + (slot * arguments_.chains.steps + step) * scores_.pitch;
+  }
+
+  void go_forth(int count) {
+    for (int64_t t = 0; t < slot_[0].length; ++t) {
+      while (slot_[count - 1].length <= t) --count;
+      Rows<T> before{}, now{};
+      for (int s = 0; s < count; ++s) {
+        now[s] = best(s, t);
+        before[s] = now[s] - scores_.pitch;
+      }
+      if (t > 0)
+        multiply<LargestSum>(count, before, steps_.forth, scores_.pitch, scores_.tags, now);
+      for (int s = 0; s < count; ++s) add_emissions(slot_[s], t, now[s]);
     }
   }
-  for (; i < rows; ++i) {
-#pragma GCC unroll 8
-    for (int k = 0; k < kVectors; ++k)
-      best[k] = join(V(row[i]) + V::load(matrix + i * pitch + k * V::kLanes), best[k]);
-  }
-#pragma GCC unroll 8
-  for (int k = (kParts - 1) * kVectors - 1; k >= 0; --k)
-    best[k] = join(best[k], best[k + kVectors]);
-#pragma GCC unroll 8
-  for (int k = 0; k < kVectors; ++k) best[k].store(out + k * V::kLanes);
-}
 
-template <class T>
-void best_of(const T* row, const T* matrix, int64_t pitch, int64_t rows, T* out) {
-  constexpr int64_t kLanes = Vec<T>::kLanes;
-  int64_t j = 0;
-  for (; j + 4 * kLanes <= pitch; j += 4 * kLanes)
-    best_of_columns<4>(row, matrix + j, pitch, rows, out + j);
-  for (; j + 2 * kLanes <= pitch; j += 2 * kLanes)
-    best_of_columns<2>(row, matrix + j, pitch, rows, out + j);
-  if (j < pitch) best_of_columns<1>(row, matrix + j, pitch, rows, out + j);
-}
-
-// The first of the largest numbers.
-template <class T>
-int64_t first_largest(const T* row, int64_t pitch, int64_t count) {
-  using V = Vec<T>;
-  V most(row[0]);
-  for (int64_t j = 0; j < pitch; j += V::kLanes) most = max(most, V::load(row + j));
-  const T largest = most.largest();
-  for (int64_t j = 0; j < count; ++j) {
-    if (row[j] == largest) return j;
-  }
-  return 0;  // NaN
-}
-
-// No pointers back are kept: along the best path they are found again from the scores, K additions a
-// step, where keeping them would add two operations to each of the K² of the way forth.
-template <class T>
-void decode_sequence(const DecodeArguments& arguments, const Scores<T>& scores,
-                     const Steps<T>& steps, int64_t sequence, int64_t length, T* memory) {
-  using V = Vec<T>;
-  const int64_t tags = scores.tags, pitch = scores.pitch;
-  T* row = memory;            // [pitch]
-  T* best = memory + pitch;   // [T, pitch]: less the largest of the step before
-  fill(row, T(0), pitch);
-  T largest(0);
-  for (int64_t t = 0; t < length; ++t) {
-    T* now = best + t * pitch;
-    read_emissions(arguments.chains, sequence, t, row);
-    if (t == 0) {
-      for (int64_t j = 0; j < tags; ++j) now[j] = row[j] + scores.start_of(j);
+  void add_emissions(Slot& slot, int64_t step, T* now) const {
+    const int64_t tags = scores_.tags, pitch = scores_.pitch;
+    T* row = row_.data();
+    read_emissions(arguments_.chains, slot.index, step, row);
+    if (step == 0) {
+      for (int64_t j = 0; j < tags; ++j) now[j] = row[j] + scores_.start_of(j);
       fill(now + tags, -lanes::kInfinity<T>, pitch - tags);
     } else {
-      best_of(now - pitch, steps.forth, pitch, tags, now);
       for (int64_t j = 0; j < pitch; j += V::kLanes)
-        ((V::load(now + j) - V(largest)) + V::load(row + j)).store(now + j);
+        ((V::load(now + j) - V(slot.largest)) + V::load(row + j)).store(now + j);
     }
-    if (t == length - 1 && scores.end) {
-      for (int64_t j = 0; j < tags; ++j) now[j] += scores.end[j];
+    if (step == slot.length - 1 && scores_.end) {
+      for (int64_t j = 0; j < tags; ++j) now[j] += scores_.end[j];
     }
-    V most(now[0]);
-    for (int64_t j = 0; j < pitch; j += V::kLanes) most = max(most, V::load(now + j));
-    largest = most.largest();
+    V most = V::load(now);
+    for (int64_t j = V::kLanes; j < pitch; j += V::kLanes) most = larger(V::load(now + j), most);
+    slot.largest = most.largest();
+    slot.score += double(slot.largest);
   }
 
-  int64_t* out = arguments.tags + sequence * arguments.chains.steps;
-  fill(out + length, int64_t{-1}, arguments.chains.steps - length);
-  int64_t tag = first_largest(best + (length - 1) * pitch, pitch, tags);
-  out[length - 1] = tag;
-  // The score is added up anew, in float64: that of a long sequence would have lost its digits.
-  double score = double(scores.end_of(tag));
-  for (int64_t t = length - 1;; --t) {
-    read_emissions(arguments.chains, sequence, t, row);
-    score += double(row[tag]);
-    if (t == 0) break;
-    for (int64_t j = 0; j < pitch; j += V::kLanes)
-      (V::load(best + (t - 1) * pitch + j) + V::load(steps.back + tag * pitch + j)).store(row + j);
-    const int64_t before = first_largest(row, pitch, tags);
-    fill(row + tags, T(0), pitch - tags);
-    score += double(scores.transitions[before * tags + tag]);
-    out[t - 1] = tag = before;
+  void go_back(int count) {
+    const int64_t pitch = scores_.pitch;
+    for (int s = 0; s < count; ++s) {
+      Slot& slot = slot_[s];
+      int64_t* out = arguments_.tags + slot.index * arguments_.chains.steps;
+      fill(out + slot.length, int64_t{-1}, arguments_.chains.steps - slot.length);
+      static_cast<T*>(arguments_.scores)[slot.index] = T(slot.score);
+    }
+    int reaching = 0;
+    for (int64_t t = slot_[0].length - 1; t >= 0; --t) {
+      for (int s = 0; s < reaching; ++s) {
+        T* sums = best(s, t + 1);  // not needed any more
+        const T *before = best(s, t), *to_tag = steps_.back + slot_[s].tag * pitch;
+        for (int64_t j = 0; j < pitch; j += V::kLanes)
+          (V::load(before + j) + V::load(to_tag + j)).store(sums + j);
+        slot_[s].tag = first_largest(sums, pitch, steps_.places);
+      }
+      for (; reaching < count && slot_[reaching].length > t; ++reaching)
+        slot_[reaching].tag = first_largest(best(reaching, t), pitch, steps_.places);
+      for (int s = 0; s < reaching; ++s)
+        arguments_.tags[slot_[s].index * arguments_.chains.steps + t] = slot_[s].tag;
+    }
   }
-  score += double(scores.start_of(tag));
-  static_cast<T*>(arguments.scores)[sequence] = T(score);
-}
+
+  const DecodeArguments& arguments_;
+  const Scores<T>& scores_;
+  const Steps<T>& steps_;
+  const int64_t* lengths_;
+  const Buffer<T> row_;   // [pitch]
+  const Buffer<T> best_;  // [kGroup, T, pitch]
+  Slot slot_[kGroup];
+};
 
 template <class T>
 int64_t decode_scratch_typed(const DecodeArguments& arguments) {
@@ -846,10 +1015,10 @@ void run_decode(const DecodeArguments& arguments, const Execution& execution) {
   auto* lengths = pieces.take<int64_t>(chains.sequences);
   const Steps<T> steps(scores, pieces);
   count_steps(chains, lengths);
-  sum_over_chunks(execution, chains.sequences, 1, [&](int64_t begin, int64_t end) {
-    const Buffer<T> memory((chains.steps + 1) * scores.pitch);
-    for (int64_t b = begin; b < end; ++b)
-      decode_sequence(arguments, scores, steps, b, lengths[b], memory.data());
+  sum_over_chunks(execution, chains.sequences, kGroup, [&](int64_t begin, int64_t end) {
+    Decoder<T> decoder(arguments, scores, steps, lengths);
+    for (int64_t b = begin; b < end; b += kGroup)
+      decoder.run(b, static_cast<int>(end - b < kGroup ? end - b : kGroup));
     return 0.0;
   });
 }
