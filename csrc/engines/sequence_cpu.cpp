@@ -3,34 +3,12 @@
 #include <new>
 
 #include "core/vec.h"
+#include "engines/chain.h"
 #include "engines/kernels.h"
 #include "engines/staging.h"
 
-// Forward and backward run on probabilities, not on their logarithms: a step is then a product of a
-// vector and a matrix, K² fused multiply-adds in place of K² exponentials. Three things keep that
-// as exact as logarithms:
-//
-// - The largest score of a step, and the largest transition, are taken out before the exponential,
-//   and each step is scaled by a power of two, which rounds nothing. So a chain may be as long as
-//   it likes.
-// - A probability below kFloor (relative to its step) is lifted to kFloor. Lifted numbers bound the
-//   true ones from above, and so do all that are computed from them. The probability of passing
-//   through any of them is summed up in the backward pass: where it is negligible, nothing that
-//   counts was lost.
-// - Where it is not (scores that forbid for a while what they demand later), the sequence is
-//   computed once more with logarithms in float64.
-
 namespace fastloss::FASTLOSS_TARGET {
 namespace {
-
-template <class T>
-constexpr T kFloor = T(0x1p-90);
-template <>
-constexpr double kFloor<double> = 0x1p-960;
-template <class T>
-constexpr T kNegligible = T(1e-7);
-template <>
-constexpr double kNegligible<double> = 1e-15;
 
 constexpr int64_t kMaxTasks = 64;
 constexpr int64_t kMaxPartialBytes = int64_t{64} << 20;
@@ -284,18 +262,6 @@ void add_products(const T* left, const T* right, int64_t pitch, int64_t steps, i
 template <class T>
 void fill(T* out, T value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = value;
-}
-
-// The power of two of a positive number is added to `exponent`; returns one over it.
-FASTLOSS_INLINE float take_exponent(float x, int64_t& exponent) {
-  const uint32_t biased = __builtin_bit_cast(uint32_t, x) >> 23;
-  exponent += int64_t{biased} - 127;
-  return __builtin_bit_cast(float, (254 - biased) << 23);
-}
-FASTLOSS_INLINE double take_exponent(double x, int64_t& exponent) {
-  const uint64_t biased = __builtin_bit_cast(uint64_t, x) >> 52;
-  exponent += static_cast<int64_t>(biased) - 1023;
-  return __builtin_bit_cast(double, (2046 - biased) << 52);
 }
 
 // ---- the sum over all paths ----
@@ -567,7 +533,6 @@ class Task {
         sequence.total = total;
       }
     }
-    constexpr double kLn2 = 0.69314718055994530942;
     for (int s = 0; s < count; ++s) {
       Sequence<T>& sequence = group_[s];
       sequence.log_sum = sequence.offset + double(sequence.exponent) * kLn2 +
