@@ -21,12 +21,13 @@ REQUIREMENTS := $(VENV)/.requirements
 EXTENSION := $(VENV)/.extension
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help venv build test train bench gpu gpu-memcheck lint format clean
+.PHONY: help venv build test train bench docs gpu gpu-memcheck lint format clean
 
 help:
 	@echo 'make test          lint, type check, all tests'
 	@echo 'make train         train a detector with plain PyTorch and with fastloss   (ARGS=...)'
 	@echo 'make bench         measure every loss against PyTorch and torch.compile     (ARGS=...)'
+	@echo 'make docs          write the page of losses and its pictures'
 	@echo 'make lint          ruff, clang-format and mypy, changing nothing'
 	@echo 'make format        ruff and clang-format, in place'
 	@echo 'make build         only .venv and the extension'
@@ -56,6 +57,9 @@ train: $(EXTENSION)
 
 bench: $(EXTENSION)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+docs: $(EXTENSION)
+	$(BIN)/python -m docs
 
 lint: $(REQUIREMENTS)
 	$(BIN)/ruff check .

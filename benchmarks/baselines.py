@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """What fastloss is compared with: each loss as people run it in plain PyTorch.
 
-The baseline of a loss is torchvision's own function where torchvision can be imported, else torch's
-own, else a formula of this file, else the twin in :mod:`fastloss.reference`.
+The baseline of a loss is torchvision's or MONAI's own where that can be imported, else torch's own,
+else a formula of this file, else the twin in :mod:`fastloss.reference`.
 
 The formulas are written the way the libraries that people take these losses from write them, one
-tensor operation after the other. Those that torchvision has too serve only where it cannot be
-imported (there is no torchvision for every build of torch).
+tensor operation after the other. Those that torchvision or MONAI has too serve only where it cannot
+be imported (there is no torchvision for every build of torch), and for ``torch.compile``.
 
 ``torch.compile`` gets the same function, with one exception in its favour: where the eager one
 writes through a boolean mask, which breaks the graph, it gets the same formula without the mask,
@@ -15,10 +15,13 @@ which is several times faster compiled.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +65,8 @@ def baseline_of(loss: str) -> Baseline:
         eager, compiled = _FORMULAS[loss]
         if loss in _TORCHVISION and torchvision_ops is not None:
             return Baseline(getattr(torchvision_ops, loss), compiled, "torchvision")
+        if loss in _MONAI and _monai_losses() is not None:
+            return Baseline(_of_monai(loss), compiled, "MONAI")
         return Baseline(eager, compiled, "formula")
     if loss in _TORCH:
         function = getattr(torch_functional, loss)
@@ -299,8 +304,288 @@ def _sigmoid_focal_loss_without_mask(
     return _dense_focal_loss(inputs, targets, alpha, gamma, reduction)
 
 
+def _distribution_focal_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Two cross-entropies, as in the code of the paper and in mmdetection."""
+    target = target.clamp(0, input.shape[-1] - 1 - 0.01)
+    lower = target.long()
+    lower_share = lower.float() + 1 - target
+    of_lower = torch_functional.cross_entropy(input, lower, reduction="none")
+    of_upper = torch_functional.cross_entropy(input, lower + 1, reduction="none")
+    return _reduce(of_lower * lower_share + of_upper * (1 - lower_share), reduction)
+
+
+def _linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor, target: Tensor, **options: Any
+) -> Tensor:
+    """Torch's own in chunks, which it has from 2.13 on."""
+    if "z_loss" in options or not hasattr(torch_functional, "linear_cross_entropy"):
+        return reference.linear_cross_entropy(input, linear_weight, target, **options)
+    return torch_functional.linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        options=torch.nn.LinearCrossEntropyOptions(),
+        **options,
+    )
+
+
+# ------------------------------------------------------------------------------------ segmentation
+
+
+@functools.cache
+def _monai_losses() -> ModuleType | None:
+    """Imported when it is needed: it takes seconds."""
+    try:
+        return importlib.import_module("monai.losses")
+    except ImportError:
+        return None
+
+
+def _of_monai(loss: str) -> LossFunction:
+    """MONAI's loss with fastloss's arguments; the formula where it has another meaning."""
+    formula = _FORMULAS[loss][0]
+
+    def compute(
+        input: Tensor, target: Tensor, activation: str = "softmax", **options: Any
+    ) -> Tensor:
+        if activation != "softmax":
+            return formula(input, target, activation=activation, **options)
+        module = getattr(_monai_losses(), _MONAI[loss])
+        return module(softmax=True, to_onehot_y=True, **options)(input, target.unsqueeze(1))
+
+    return compute
+
+
+class _Overlap(NamedTuple):
+    """True and false positives and false negatives of every sample and class, and the targets."""
+
+    hits: Tensor
+    false_positives: Tensor
+    false_negatives: Tensor
+    target: Tensor
+
+
+def _overlap(input: Tensor, target: Tensor, activation: str = "softmax") -> _Overlap:
+    probability = input.softmax(1) if activation == "softmax" else input.sigmoid()
+    if target.dim() < input.dim():
+        target = torch.zeros_like(input).scatter_(1, target.unsqueeze(1), 1.0)
+    space = tuple(range(2, input.dim()))
+    hits = (probability * target).sum(space)
+    return _Overlap(hits, probability.sum(space) - hits, target.sum(space) - hits, target)
+
+
+_SMOOTH = 1e-5
+
+
+def _dice_of(overlap: _Overlap) -> Tensor:
+    double = 2 * overlap.hits
+    both = double + overlap.false_positives + overlap.false_negatives
+    return 1 - (double + _SMOOTH) / (both + _SMOOTH)
+
+
+def _dice_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    return _reduce(_dice_of(_overlap(input, target)), reduction)
+
+
+def _tversky_loss(
+    input: Tensor, target: Tensor, alpha: float, beta: float, reduction: str = "mean"
+) -> Tensor:
+    overlap = _overlap(input, target)
+    weighted = alpha * overlap.false_positives + beta * overlap.false_negatives
+    ratio = (overlap.hits + _SMOOTH) / (overlap.hits + weighted + _SMOOTH)
+    return _reduce(1 - ratio, reduction)
+
+
+def _generalized_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    w_type: str = "square",
+    reduction: str = "mean",
+) -> Tensor:
+    overlap = _overlap(input, target)
+    volume = overlap.hits + overlap.false_negatives
+    weight = {"square": 1 / volume**2, "simple": 1 / volume, "uniform": torch.ones_like(volume)}[
+        w_type
+    ]
+    weight = torch.where(weight.isinf(), 0.0, weight)
+    weight = torch.where(weight == 0, weight.amax(1, keepdim=True), weight)
+    numerator = 2 * (weight * overlap.hits).sum(1) + _SMOOTH
+    misses = overlap.false_positives + overlap.false_negatives
+    denominator = (weight * (2 * overlap.hits + misses)).sum(1) + _SMOOTH
+    return _reduce(1 - numerator / denominator, reduction)
+
+
+def _dice_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    activation: str = "softmax",
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    dice = _dice_of(_overlap(input, target, activation))
+    if weight is not None:
+        dice = dice * weight
+    if activation == "softmax":
+        cross_entropy = torch_functional.cross_entropy(input, target, weight, reduction=reduction)
+    else:
+        positive = None if weight is None else weight.view(-1, *[1] * (input.dim() - 2))
+        cross_entropy = torch_functional.binary_cross_entropy_with_logits(
+            input, target, pos_weight=positive, reduction=reduction
+        )
+    return _reduce(dice, reduction) + cross_entropy
+
+
+def _dice_focal_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    overlap = _overlap(input, target)
+    focal = _dense_focal_loss(input, overlap.target, -1, 2, "none").flatten(2).mean(2)
+    return _reduce(_dice_of(overlap), reduction) + _reduce(focal, reduction)
+
+
+def _lovasz_softmax_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Class by class, as in the repository of the paper."""
+    losses = []
+    for c, probability in enumerate(input.softmax(1).unbind(1)):
+        foreground = (target == c).flatten().to(input.dtype)
+        if foreground.sum() == 0:
+            continue
+        errors, order = (foreground - probability.flatten()).abs().sort(descending=True)
+        foreground = foreground[order]
+        left = foreground.sum() - foreground.cumsum(0)
+        jaccard = 1 - left / (foreground.sum() + (1 - foreground).cumsum(0))
+        growth = torch.cat((jaccard[:1], jaccard[1:] - jaccard[:-1]))
+        losses.append(torch.dot(errors, growth))
+    return _reduce(torch.stack(losses), reduction)
+
+
+def _hinge_loss(
+    input: Tensor,
+    target: Tensor,
+    margin: float = 1.0,
+    squared: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    loss = torch.clamp(margin - target * input, min=0)
+    return _reduce(loss**2 if squared else loss, reduction)
+
+
+def _quality_focal_loss(
+    input: Tensor, target: Tensor, beta: float = 2.0, reduction: str = "mean"
+) -> Tensor:
+    cross_entropy = torch_functional.binary_cross_entropy_with_logits(
+        input, target, reduction="none"
+    )
+    return _reduce(cross_entropy * (target - input.sigmoid()).abs().pow(beta), reduction)
+
+
+def _varifocal_loss(
+    input: Tensor, target: Tensor, alpha: float = 0.75, gamma: float = 2.0, reduction: str = "mean"
+) -> Tensor:
+    distance = (input.sigmoid() - target).abs()
+    positive = (target > 0).float()
+    weight = target * positive + alpha * distance.pow(gamma) * (1 - positive)
+    cross_entropy = torch_functional.binary_cross_entropy_with_logits(
+        input, target, reduction="none"
+    )
+    return _reduce(cross_entropy * weight, reduction)
+
+
+def _asymmetric_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma_neg: float = 4,
+    gamma_pos: float = 1,
+    clip: float = 0.05,
+    detach_focusing: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    positive = torch.sigmoid(input)
+    negative = (1 - positive + clip).clamp(max=1) if clip > 0 else 1 - positive
+    loss = target * torch.log(positive.clamp(min=1e-8))
+    loss = loss + (1 - target) * torch.log(negative.clamp(min=1e-8))
+    with torch.set_grad_enabled(not detach_focusing):
+        p_t = positive * target + negative * (1 - target)
+        focus = torch.pow(1 - p_t, gamma_pos * target + gamma_neg * (1 - target))
+    return _reduce(-loss * focus, reduction)
+
+
+# ------------------------------------------------------------------------------------- regression
+
+
+def _rmse_loss(input: Tensor, target: Tensor, reduction: str = "mean", eps: float = 0.0) -> Tensor:
+    return torch.sqrt(torch_functional.mse_loss(input, target, reduction=reduction) + eps)
+
+
+def _log_cosh_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    error = input - target
+    return _reduce(error + torch_functional.softplus(-2.0 * error) - math.log(2.0), reduction)
+
+
+def _quantile_loss(
+    input: Tensor, target: Tensor, quantiles: float, reduction: str = "mean"
+) -> Tensor:
+    error = target - input
+    return _reduce(torch.max((quantiles - 1) * error, quantiles * error), reduction)
+
+
+# ------------------------------------------------------------------------------------- generation
+
+
+def _lsgan_discriminator_loss(
+    real: Tensor, fake: Tensor, a: float = 0.0, b: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    return 0.5 * (_reduce((real - b) ** 2, reduction) + _reduce((fake - a) ** 2, reduction))
+
+
+def _lsgan_generator_loss(fake: Tensor, c: float = 1.0, reduction: str = "mean") -> Tensor:
+    return 0.5 * _reduce((fake - c) ** 2, reduction)
+
+
+def _wasserstein_discriminator_loss(real: Tensor, fake: Tensor, reduction: str = "mean") -> Tensor:
+    return _reduce(fake, reduction) - _reduce(real, reduction)
+
+
+def _negative_score(fake: Tensor, reduction: str = "mean") -> Tensor:
+    return -_reduce(fake, reduction)
+
+
+def _non_saturating_discriminator_loss(
+    real: Tensor, fake: Tensor, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    cross_entropy = torch_functional.binary_cross_entropy_with_logits
+    of_real = cross_entropy(real, torch.ones_like(real) - label_smoothing, reduction=reduction)
+    return of_real + cross_entropy(fake, torch.zeros_like(fake), reduction=reduction)
+
+
+def _non_saturating_generator_loss(fake: Tensor, reduction: str = "mean") -> Tensor:
+    return torch_functional.binary_cross_entropy_with_logits(
+        fake, torch.ones_like(fake), reduction=reduction
+    )
+
+
+def _hinge_discriminator_loss(real: Tensor, fake: Tensor, reduction: str = "mean") -> Tensor:
+    of_real = _reduce(torch_functional.relu(1 - real), reduction)
+    return of_real + _reduce(torch_functional.relu(1 + fake), reduction)
+
+
 # -------------------------------------------------------------------------------------- the lists
 
+_SAME_FOR_BOTH: dict[str, LossFunction] = {
+    "hinge_loss": _hinge_loss,
+    "quality_focal_loss": _quality_focal_loss,
+    "varifocal_loss": _varifocal_loss,
+    "asymmetric_loss": _asymmetric_loss,
+    "rmse_loss": _rmse_loss,
+    "log_cosh_loss": _log_cosh_loss,
+    "quantile_loss": _quantile_loss,
+    "lsgan_discriminator_loss": _lsgan_discriminator_loss,
+    "lsgan_generator_loss": _lsgan_generator_loss,
+    "wasserstein_discriminator_loss": _wasserstein_discriminator_loss,
+    "wasserstein_generator_loss": _negative_score,
+    "non_saturating_discriminator_loss": _non_saturating_discriminator_loss,
+    "non_saturating_generator_loss": _non_saturating_generator_loss,
+    "hinge_discriminator_loss": _hinge_discriminator_loss,
+    "hinge_generator_loss": _negative_score,
+}
 # Run eagerly, and given to the compiler.
 _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     **{
@@ -310,14 +595,35 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     "scylla_box_iou_loss": (_scylla_box_iou_loss, _scylla_box_iou_loss),
     "pairwise_box_iou": (_pairwise_box_iou, _pairwise_box_iou),
     "sigmoid_focal_loss": (_sigmoid_focal_loss, _sigmoid_focal_loss_without_mask),
+    **{name: (function, function) for name, function in _SAME_FOR_BOTH.items()},
+    "distribution_focal_loss": (_distribution_focal_loss, _distribution_focal_loss),
+    "linear_cross_entropy": (_linear_cross_entropy, reference.linear_cross_entropy),
+    "dice_loss": (_dice_loss, _dice_loss),
+    "tversky_loss": (_tversky_loss, _tversky_loss),
+    # (The formula has no gradient where a class is absent.)
+    "generalized_dice_loss": (_generalized_dice_loss, reference.generalized_dice_loss),
+    "dice_cross_entropy_loss": (_dice_cross_entropy_loss, _dice_cross_entropy_loss),
+    "dice_focal_loss": (_dice_focal_loss, _dice_focal_loss),
+    "lovasz_softmax_loss": (_lovasz_softmax_loss, reference.lovasz_softmax_loss),
+}
+_MONAI = {
+    "dice_loss": "DiceLoss",
+    "tversky_loss": "TverskyLoss",
+    "generalized_dice_loss": "GeneralizedDiceLoss",
+    "dice_cross_entropy_loss": "DiceCELoss",
+    "dice_focal_loss": "DiceFocalLoss",
 }
 _TORCHVISION = frozenset(_box_losses(_intersection_by_mask))
 _TORCH = frozenset(
     {
+        "binary_cross_entropy",
         "binary_cross_entropy_with_logits",
+        "cross_entropy",
         "huber_loss",
         "l1_loss",
         "mse_loss",
+        "multi_margin_loss",
+        "nll_loss",
         "smooth_l1_loss",
     }
 )

@@ -102,6 +102,7 @@ _CIOU, _SIOU, _GIOU = "complete_box_iou_loss", "scylla_box_iou_loss", "generaliz
 _MILLION = 1 << 20
 _DETECTOR = (67200, 80)  # the predictions of 8 images of 640 × 640, 80 classes
 _PICTURES = (4, 1024, 1024)
+_SEGMENTATION = (4, 20, 256, 256)
 
 _WITH_GOALS = (
     _boxes("ciou-8192", "CIoU, 8192", _CIOU, 8192, Goal(eager=25, compiled=8)),
@@ -133,6 +134,62 @@ _WITH_GOALS = (
     ),
     _elements("mse", "MSE, 4 M", "mse_loss", _PICTURES, Goal(eager=2.2, limit=1.5)),
     _elements("huber", "Huber, 4 M", "huber_loss", _PICTURES, Goal(eager=2.2, limit=1.6)),
+    _elements(
+        "ce-1000",
+        "Cross-entropy, 4096 × 1000",
+        "cross_entropy",
+        (4096, 1000),
+        Goal(eager=3, compiled=3, limit=2.5),
+    ),
+    _elements(
+        "ce-32000",
+        "Cross-entropy, 1024 × 32000",
+        "cross_entropy",
+        (1024, 32_000),
+        Goal(eager=6, compiled=3, limit=2.5),
+    ),
+    _elements(
+        "ce-128000",
+        "Cross-entropy, 256 × 128000",
+        "cross_entropy",
+        (256, 128_000),
+        Goal(eager=6, compiled=3, limit=2.5),
+    ),
+    _elements(
+        "ce-pixels",
+        "Cross-entropy, 4 × 20 × 256²",
+        "cross_entropy-pixels",
+        _SEGMENTATION,
+        Goal(eager=5, compiled=2, limit=3),
+    ),
+    _elements(
+        "dfl",
+        "DFL, 32768 × 16",
+        "distribution_focal_loss",
+        (32_768, 16),
+        Goal(eager=8, compiled=8),
+    ),
+    _elements(
+        "linear-ce",
+        "Linear + cross-entropy, 2048 × 1024 → 32000",
+        "linear_cross_entropy",
+        (2048, 1024, 32_000),
+        Goal(eager=1.2),
+    ),
+    _elements(
+        "dice",
+        "Dice, 4 × 20 × 256²",
+        "dice_loss",
+        _SEGMENTATION,
+        Goal(eager=6, compiled=3, limit=4),
+    ),
+    _elements(
+        "dice-ce",
+        "Dice + cross-entropy, 4 × 20 × 256²",
+        "dice_cross_entropy_loss",
+        _SEGMENTATION,
+        Goal(eager=7, compiled=3),
+    ),
     BenchmarkCase(
         "pairwise-ciou",
         "Pairwise CIoU, 16 × 60 × 8400, forward",
@@ -169,19 +226,24 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "box_crowd": (1024, 64),
     "pointwise": (1 << 14, 64),
     "softmax": (1 << 14, 64),
+    "linear_cross_entropy": (1 << 11, 64, 1 << 12),
+    "region": (4, 20, 128, 128),
+    "ranked_region": (2, 20, 128, 128),
 }
+SCORES: Shape = (16, 30, 30)  # what a discriminator says of the patches of 16 images
 
 
 def _others(measured: Sequence[BenchmarkCase]) -> tuple[BenchmarkCase, ...]:
-    """One case for every formula that has none yet; variants of one formula cost the same."""
-    kernels = {(case.row.family.engine, case.row.kernel_name) for case in measured}
+    """One case for every function and formula that has none yet; variants of one cost the same."""
+    kernels = {(case.row.function, case.row.kernel_name) for case in measured}
     others = []
     for row in CASES:
-        kernel = (row.family.engine, row.kernel_name)
+        kernel = (row.function, row.kernel_name)
         if kernel in kernels:
             continue
         kernels.add(kernel)
-        shape = ENGINE_SHAPES[row.family.engine]
+        of_scores = "fake" in row.family.differentiable
+        shape = SCORES if of_scores else ENGINE_SHAPES[row.family.engine]
         others.append(
             BenchmarkCase(
                 row.id,

@@ -230,7 +230,7 @@ def _columns(
 def terminal_table(measurements: Sequence[Measurement], machine: dict[str, Any]) -> Table:
     """The table for a terminal."""
     table = Table(title=machine_line(machine), caption=summary_line(measurements))
-    table.add_column("case")
+    table.add_column("case", no_wrap=True)
     columns = _columns(measurements)
     for heading, _ in columns:
         table.add_column(heading, justify="right", style="bold" if "fastloss" in heading else "")

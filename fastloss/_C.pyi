@@ -8,9 +8,9 @@ Numbers = tuple[float, ...]
 def pointwise(
     loss: str,
     input: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     parameters: Numbers,
-    pos_weight: Tensor | None,
+    extra: Tensor | None,
     weight: Tensor | None,
     reduction: str,
     avg_factor: float | Tensor | None,
@@ -18,6 +18,17 @@ def pointwise(
 def softmax(
     loss: str,
     input: Tensor,
+    target: Tensor,
+    parameters: Numbers,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: float | Tensor | None,
+) -> Tensor: ...
+def linear_cross_entropy(
+    loss: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
     target: Tensor,
     parameters: Numbers,
     weight: Tensor | None,
@@ -43,6 +54,28 @@ def box_crowd(
     batch_index: Tensor | None,
     target_batch_index: Tensor | None,
     parameters: Numbers,
+    reduction: str,
+) -> Tensor: ...
+def region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: Numbers,
+    activation: str,
+    squared_pred: bool,
+    include_background: bool,
+    batch: bool,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor: ...
+def ranked_region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    present: bool,
+    per_image: bool,
+    ignore_index: int | None,
     reduction: str,
 ) -> Tensor: ...
 def crf(

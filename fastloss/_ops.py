@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,20 +31,26 @@ Parameters = tuple[float, ...]
 def pointwise(
     loss: str,
     input: Tensor,
-    target: Tensor,
+    target: Tensor | None = None,
     parameters: Parameters = (),
     *,
     weight: Tensor | None = None,
-    pos_weight: Tensor | None = None,
+    extra: Tensor | None = None,
     reduction: str = "mean",
     avg_factor: float | Tensor | None = None,
 ) -> Tensor:
-    """A loss with one number per element."""
+    """A loss with one number per element.
+
+    ``target`` is None for a loss of the input alone. ``extra`` is the one more operand that some
+    losses have; where it takes the place of a float parameter, that parameter is NaN.
+    """
     if torch.compiler.is_compiling():
+        if target is None:
+            target = input.detach()  # the operator has a place for it, and does not look at it
         return torch.ops.fastloss.pointwise(
-            loss, input, target, parameters, pos_weight, weight, reduction, *_split(avg_factor)
+            loss, input, target, parameters, extra, weight, reduction, *_split(avg_factor)
         )
-    return _C.pointwise(loss, input, target, parameters, pos_weight, weight, reduction, avg_factor)
+    return _C.pointwise(loss, input, target, parameters, extra, weight, reduction, avg_factor)
 
 
 def softmax(
@@ -67,6 +73,25 @@ def softmax(
             loss, input, target, parameters, None, weight, reduction, *_split(avg_factor)
         )
     return _C.softmax(loss, input, target, parameters, weight, reduction, avg_factor)
+
+
+def linear_cross_entropy(
+    loss: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    parameters: Parameters,
+    *,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    """A loss of :func:`softmax` on the logits of a linear layer."""
+    arguments = (loss, input, linear_weight, linear_bias, target, parameters, weight, reduction)
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.linear_cross_entropy(*arguments, *_split(avg_factor))
+    return _C.linear_cross_entropy(*arguments, avg_factor)
 
 
 def box_pair(
@@ -138,6 +163,52 @@ def box_crowd(
     )
 
 
+def region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: Parameters,
+    *,
+    activation: str | None,
+    squared_pred: bool = False,
+    include_background: bool,
+    batch: bool,
+    weight: Tensor | None = None,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor:
+    """A loss of the classes of samples, a function of sums over their voxels."""
+    call = torch.ops.fastloss.region if torch.compiler.is_compiling() else _C.region
+    return call(
+        loss,
+        input,
+        target,
+        parameters,
+        "none" if activation is None else activation,
+        squared_pred,
+        include_background,
+        batch,
+        weight,
+        ignore_index,
+        reduction,
+    )
+
+
+def ranked_region(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    *,
+    present: bool,
+    per_image: bool,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor:
+    """A loss of the classes of samples, of their voxels in the order of their errors."""
+    call = torch.ops.fastloss.ranked_region if torch.compiler.is_compiling() else _C.ranked_region
+    return call(loss, input, target, present, per_image, ignore_index, reduction)
+
+
 def crf(
     emissions: Tensor,
     tags: Tensor,
@@ -186,50 +257,89 @@ def _split(avg_factor: float | Tensor | None) -> tuple[Tensor | None, float | No
 # ---------------------------------------------------------------------------------------- the twins
 
 
+class _Twin(NamedTuple):
+    """A kernel's reference.
+
+    Attributes:
+        function: The reference.
+        tensors: The names of the tensors it begins with.
+        floats: Its float parameters, in order.
+        options: The string option that the kernel's name carries.
+        has_pos_weight: Whether the extra tensor is an argument of its own.
+    """
+
+    function: Callable[..., Tensor]
+    tensors: tuple[str, ...]
+    floats: tuple[str, ...]
+    options: dict[str, str]
+    has_pos_weight: bool
+
+
 @functools.cache
-def _twin(loss: str) -> tuple[Callable[..., Tensor], tuple[str, ...], dict[str, str]]:
-    """A kernel's reference, its float parameters in order, the string option its name carries."""
+def _twin(loss: str) -> _Twin:
     from fastloss import reference
 
-    name, _, option = loss.partition("/")
+    name, _, option = loss.rpartition(":")[2].partition("/")
     function = getattr(reference, name)
-    floats, options = [], {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name in _TENSORS_AND_REDUCTION:
-            continue
-        if parameter.name in ("mode", "kind"):
-            options[parameter.name] = option
-        else:
-            floats.append(parameter.name)
-    return function, tuple(floats), options
+    tensors, floats, options = [], [], {}
+    parameters = inspect.signature(function).parameters
+    for parameter in parameters:
+        if parameter in _TENSORS:
+            tensors.append(parameter)
+        elif parameter in ("mode", "kind", "w_type"):
+            options[parameter] = option
+        elif parameter not in _NAMED:
+            floats.append(parameter)
+    return _Twin(function, tuple(tensors), tuple(floats), options, "pos_weight" in parameters)
 
 
 def parameter_name(loss: str, index: int) -> str:
     """What the signature calls a float parameter; asked by the extension for its messages."""
-    return _twin(loss)[1][index]
+    return _twin(loss).floats[index]
 
 
-_TENSORS_AND_REDUCTION = frozenset(
+_TENSORS = frozenset(
     {
-        *("input", "inputs", "target", "targets", "weight", "pos_weight"),
+        *("input", "inputs", "target", "targets", "real", "fake"),
+        "linear_weight",
         *("boxes1", "boxes2", "boxes", "target_boxes", "target_index"),
-        *("batch_index", "target_batch_index", "reduction", "avg_factor"),
+    }
+)
+# Given by name.
+_NAMED = frozenset(
+    {
+        *("weight", "pos_weight", "linear_bias", "reduction", "avg_factor"),
+        *("batch_index", "target_batch_index"),
+        *("activation", "squared_pred", "include_background", "batch"),
+        *("classes", "per_image"),
     }
 )
 
 
 def _call_twin(
-    loss: str, tensors: tuple[Tensor, ...], parameters: Parameters, **arguments: Any
+    loss: str,
+    tensors: tuple[Tensor, ...],
+    parameters: list[float],
+    extra: Tensor | None = None,
+    **arguments: Any,
 ) -> Tensor:
-    function, names, options = _twin(loss)
+    twin = _twin(loss)
+    filled: list[Any] = parameters
+    if twin.has_pos_weight:
+        arguments["pos_weight"] = extra
+    elif extra is not None:
+        filled = [extra if math.isnan(value) else value for value in parameters]
     given = {name: value for name, value in arguments.items() if value is not None}
-    return function(*tensors, **dict(zip(names, parameters, strict=True)), **options, **given)
+    names = (name for name in twin.floats if name not in arguments)
+    floats = dict(zip(names, filled, strict=True))
+    # A loss of the input alone gets no second tensor.
+    return twin.function(*tensors[: len(twin.tensors)], **floats, **twin.options, **given)
 
 
-def _pointwise_reference(
+def _two_tensors_reference(
     loss: str,
-    input: Tensor,
-    target: Tensor,
+    first: Tensor,
+    second: Tensor,
     parameters: list[float],
     extra: Tensor | None,
     weight: Tensor | None,
@@ -239,31 +349,9 @@ def _pointwise_reference(
 ) -> Tensor:
     return _call_twin(
         loss,
-        (input, target),
-        tuple(parameters),
-        pos_weight=extra,
-        weight=weight,
-        reduction=reduction,
-        avg_factor=avg_number if avg_factor is None else avg_factor,
-    )
-
-
-def _box_pair_reference(
-    loss: str,
-    boxes1: Tensor,
-    boxes2: Tensor,
-    parameters: list[float],
-    extra: Tensor | None,
-    weight: Tensor | None,
-    reduction: str,
-    avg_factor: Tensor | None,
-    avg_number: float | None,
-) -> Tensor:
-    filled: Any = tuple(extra if math.isnan(value) else value for value in parameters)
-    return _call_twin(
-        loss,
-        (boxes1, boxes2),
-        filled,
+        (first, second),
+        parameters,
+        extra,
         weight=weight,
         reduction=reduction,
         avg_factor=avg_number if avg_factor is None else avg_factor,
@@ -282,12 +370,35 @@ def _softmax_reference(
     avg_number: float | None,
 ) -> Tensor:
     is_parameter = any(math.isnan(value) for value in parameters)
-    filled: Any = tuple(weight if math.isnan(value) else value for value in parameters)
     return _call_twin(
         loss,
         (input, target),
-        filled,
+        parameters,
+        weight if is_parameter else extra,
         weight=None if is_parameter else weight,
+        reduction=reduction,
+        avg_factor=avg_number if avg_factor is None else avg_factor,
+    )
+
+
+def _linear_cross_entropy_reference(
+    loss: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    parameters: list[float],
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: Tensor | None,
+    avg_number: float | None,
+) -> Tensor:
+    return _call_twin(
+        f"linear_{loss}",
+        (input, linear_weight, target),
+        parameters,
+        linear_bias=linear_bias,
+        weight=weight,
         reduction=reduction,
         avg_factor=avg_number if avg_factor is None else avg_factor,
     )
@@ -314,9 +425,56 @@ def _box_crowd_reference(
     return _call_twin(
         loss,
         (boxes, target_boxes, target_index),
-        tuple(parameters),
+        parameters,
         batch_index=batch_index,
         target_batch_index=target_batch_index,
+        reduction=reduction,
+    )
+
+
+def _region_reference(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    parameters: list[float],
+    activation: str,
+    squared_pred: bool,
+    include_background: bool,
+    batch: bool,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor:
+    return _call_twin(
+        loss,
+        (input, target),
+        parameters,
+        activation=activation,
+        squared_pred=squared_pred or None,  # few functions have it
+        include_background=include_background,
+        batch=batch,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+
+
+def _ranked_region_reference(
+    loss: str,
+    input: Tensor,
+    target: Tensor,
+    present: bool,
+    per_image: bool,
+    ignore_index: int | None,
+    reduction: str,
+) -> Tensor:
+    return _call_twin(
+        loss,
+        (input, target),
+        [],
+        classes="present" if present else "all",
+        per_image=per_image,
+        ignore_index=ignore_index,
         reduction=reduction,
     )
 
@@ -334,11 +492,14 @@ def _reference_itself(name: str) -> Callable[..., Any]:
 
 _library = torch.library.Library("fastloss", "IMPL")
 for _engine, _function in {
-    "pointwise": _pointwise_reference,
+    "pointwise": _two_tensors_reference,
     "softmax": _softmax_reference,
-    "box_pair": _box_pair_reference,
+    "linear_cross_entropy": _linear_cross_entropy_reference,
+    "box_pair": _two_tensors_reference,
     "box_matrix": _box_matrix_reference,
     "box_crowd": _box_crowd_reference,
+    "region": _region_reference,
+    "ranked_region": _ranked_region_reference,
     "crf": _reference_itself("crf_loss"),
     "crf_marginals": _reference_itself("crf_marginals"),
     "crf_decode": _reference_itself("crf_decode"),

@@ -45,6 +45,9 @@ TOLERANCES = {
 }
 # A coordinate near 100 is exact to 4e-6, and the distance of two centres may be far below 1.
 CANCELLING = Tolerance(1e-5, 5e-6)
+# The gradient of a probability near 1 is the difference of two slopes, rounded as they are. Where
+# all voxels are sure of themselves, nothing in a gradient is as large as a slope.
+SATURATING = Tolerance(1e-5, 2e-5)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,11 @@ class Family:
         element_wise: Whether a number of the unreduced loss depends on one element (or box pair, or
             row of logits) alone.
         reduces: Whether there is a ``reduction`` at all.
+        reductions: The reductions there are.
         ignored: The label of rows that do not count, where there is one.
+        rounds_inside: Whether numbers between input and loss are rounded to the input's dtype, as
+            matrix products are: in half precision the oracle's float64 is another function then.
+        bounded: Whether the prediction must be a probability.
     """
 
     engine: str
@@ -75,7 +82,10 @@ class Family:
     weight_shapes: Callable[[Shape], Sequence[Shape]] = lambda shape: ()
     element_wise: bool = True
     reduces: bool = True
+    reductions: tuple[str, ...] = ("none", "mean", "sum")
     ignored: int | None = None
+    rounds_inside: bool = False
+    bounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class Case:
         """
         if not self.family.reduces:
             return ({},)
-        return tuple({"reduction": name} for name in ("none", "mean", "sum"))
+        return tuple({"reduction": name} for name in self.family.reductions)
 
     @property
     def takes_weight(self) -> bool:
@@ -435,6 +445,54 @@ BINARY_WITH_POS_WEIGHT = Family(
     weight_shapes=_broadcastable,
 )
 
+# Targets that are 0 for negatives: there the loss has a step in them.
+BINARY_WITH_FIXED_TARGETS = replace(BINARY, differentiable=("input",))
+
+
+def _binary_with_positive_targets(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    targets = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return {"input": _logits(shape, generator), "target": 0.1 + 0.9 * targets}
+
+
+BINARY_WITH_POSITIVE_TARGETS = replace(BINARY, build=_binary_with_positive_targets)
+
+
+def _predicted_probabilities(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    inside = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return {"input": 0.02 + 0.96 * inside, "target": _probabilities(shape, generator)}
+
+
+def _degenerate_probabilities() -> dict[str, Tensor]:
+    """Certain ones, and those that are so in some dtype."""
+    numbers = torch.tensor(
+        (0.0, 2.0**-45, 2.0**-24, 0.25, 0.5, 1 - 2.0**-8, 1 - 2.0**-24, 1.0), dtype=torch.float64
+    )
+    targets = torch.tensor((0.0, 0.5, 1.0), dtype=torch.float64)
+    both = torch.cartesian_prod(numbers, targets)
+    return {"input": both[:, 0].contiguous(), "target": both[:, 1].contiguous()}
+
+
+PROBABILITIES = replace(
+    BINARY, build=_predicted_probabilities, degenerate=_degenerate_probabilities, bounded=True
+)
+
+
+def _signs(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    signs = 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.float64) - 1
+    return {
+        "input": 2 * torch.randn(shape, generator=generator, dtype=torch.float64),
+        "target": signs,
+    }
+
+
+def _degenerate_signs() -> dict[str, Tensor]:
+    logits = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    both = torch.cartesian_prod(logits, torch.tensor((-1.0, 0.0, 1.0), dtype=torch.float64))
+    return {"input": both[:, 0].contiguous(), "target": both[:, 1].contiguous()}
+
+
+SIGNS = replace(BINARY, build=_signs, degenerate=_degenerate_signs)
+
 DETECTION_LOGITS = Family(
     engine="pointwise",
     build=_dense("inputs", "targets"),
@@ -477,9 +535,13 @@ def _row_shape(shape: Shape) -> Shape:
 
 def _labelled_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     """Logits (N, C, d1, ...) and labels, every fifth of them ignored."""
+    return {"input": _logits(shape, generator), "target": _labels(shape, generator)}
+
+
+def _labels(shape: Shape, generator: Generator) -> Tensor:
     labels = torch.randint(shape[1], _row_shape(shape), generator=generator)
     ignored = torch.rand(labels.shape, generator=generator) < 0.2
-    return {"input": _logits(shape, generator), "target": torch.where(ignored, -100, labels)}
+    return torch.where(ignored, -100, labels)
 
 
 def _degenerate_rows() -> dict[str, Tensor]:
@@ -537,6 +599,47 @@ def _with_class_weight(family: Family, name: str = "weight") -> Family:
         build=lambda shape, generator: weigh(family.build(shape, generator), generator),
         degenerate=lambda: weigh(family.degenerate(), torch.Generator().manual_seed(0)),
     )
+
+
+def _linear_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Features (N, F), a linear layer and labels for a shape (N, F, C), or (N, C) with F = 6."""
+    rows, *given, classes = shape
+    features = given[0] if given else 6
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    return {
+        "input": normal(rows, features),
+        "linear_weight": 4 / math.sqrt(features) * normal(classes, features),
+        "target": _labels((rows, classes), generator),
+        "linear_bias": normal(classes),
+    }
+
+
+def _degenerate_linear_rows() -> dict[str, Tensor]:
+    """A layer that passes the degenerate logits on."""
+    tensors = _degenerate_rows()
+    classes = tensors["input"].shape[1]
+    return {
+        "input": tensors["input"],
+        "linear_weight": torch.eye(classes, dtype=torch.float64),
+        "target": tensors["target"],
+        "linear_bias": torch.zeros(classes, dtype=torch.float64),
+    }
+
+
+LINEAR_ROWS = Family(
+    engine="linear_cross_entropy",
+    build=_linear_rows,
+    degenerate=_degenerate_linear_rows,
+    differentiable=("input", "linear_weight", "linear_bias"),
+    shape_of=ROWS.shape_of,
+    integers=("target",),
+    element_wise=False,
+    ignored=-100,
+    rounds_inside=True,
+)
 
 
 def _probability_rows(shape: Shape, generator: Generator) -> dict[str, Tensor]:
@@ -615,7 +718,361 @@ REGRESSION = Family(
 )
 
 
+def _forecasts(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Several predictions of each target."""
+    return {
+        "input": 2 * torch.randn(shape, generator=generator, dtype=torch.float64),
+        "target": 2 * torch.randn(shape[:-1], generator=generator, dtype=torch.float64),
+        # The last dimension has a quantile for each place.
+        "quantiles": torch.linspace(0.05, 0.9, shape[-1], dtype=torch.float64),
+    }
+
+
+def _degenerate_forecasts() -> dict[str, Tensor]:
+    pairs = _degenerate_regression()
+    return {
+        "input": pairs["input"].unsqueeze(-1).repeat(1, 2),
+        "target": pairs["target"],
+        "quantiles": torch.tensor((0.0, 0.75), dtype=torch.float64),
+    }
+
+
+FORECASTS = Family(
+    engine="pointwise",
+    build=_forecasts,
+    degenerate=_degenerate_forecasts,
+    differentiable=("input",),
+    shape_of=BINARY.shape_of,
+    weight_shapes=_broadcastable,
+)
+
+
+# --------------------------------------------------------------------------------------- generation
+
+
+def _real_and_fake(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    return {
+        "real": 1 + torch.randn(shape, generator=generator, dtype=torch.float64),
+        "fake": torch.randn(shape, generator=generator, dtype=torch.float64) - 1,
+    }
+
+
+def _degenerate_real_and_fake() -> dict[str, Tensor]:
+    scores = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    both = torch.cartesian_prod(scores, scores)
+    return {"real": both[:, 0].contiguous(), "fake": both[:, 1].contiguous()}
+
+
+REAL_AND_FAKE = Family(
+    engine="pointwise",
+    build=_real_and_fake,
+    degenerate=_degenerate_real_and_fake,
+    differentiable=("real", "fake"),
+)
+
+FAKE = Family(
+    engine="pointwise",
+    build=lambda shape, generator: {"fake": _logits(shape, generator)},
+    degenerate=lambda: {"fake": torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)},
+    differentiable=("fake",),
+)
+
+
+# ------------------------------------------------------------------------------------- segmentation
+
+
+def _labelled_voxels(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Logits (B, C, *spatial) and labels; the last class is rare."""
+    classes = shape[1]
+    labels = torch.randint(classes, _row_shape(shape), generator=generator)
+    rare = torch.rand(labels.shape, generator=generator) < 0.9
+    return {
+        "input": _logits(shape, generator),
+        "target": torch.where(rare & (labels == classes - 1), 0, labels),
+    }
+
+
+def _degenerate_voxels() -> dict[str, Tensor]:
+    """Two samples of three classes, one of them absent: every mixture of a few extreme logits; and
+    logits that leave nothing to improve.
+    """
+    logits = torch.tensor((0.0, 2.0**-24, 17.0, -88.0, 1e4, -1e4), dtype=torch.float64)
+    mixed = torch.cartesian_prod(logits, logits, logits)  # [N, 3]
+    labels = torch.arange(len(mixed)) % 2
+    perfect = torch.where(labels[:, None] == torch.arange(3), 1e4, -1e4).double()
+    return {
+        "input": torch.stack((mixed.T, perfect.T)).contiguous(),
+        "target": torch.stack((labels, labels)),
+    }
+
+
+VOXELS = Family(
+    engine="region",
+    build=_labelled_voxels,
+    degenerate=_degenerate_voxels,
+    differentiable=("input",),
+    shape_of=lambda size: (size, 4, 5),
+    integers=("target",),
+    element_wise=False,
+)
+
+
+def _as_volumes(family: Family) -> Family:
+    """The same, where the size is the spatial one."""
+    return replace(family, shape_of=lambda size: (5, 3, size))
+
+
+def _with_ignored(family: Family, label: int) -> Family:
+    """The same with every fifth voxel ignored."""
+
+    def build(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+        tensors = family.build(shape, generator)
+        ignored = torch.rand(tensors["target"].shape, generator=generator) < 0.2
+        return {**tensors, "target": torch.where(ignored, label, tensors["target"])}
+
+    return replace(family, build=build, ignored=label)
+
+
+def _without_background(family: Family) -> Family:
+    """The same, where the weight is one of the classes but the first."""
+
+    def build(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+        tensors = family.build(shape, generator)
+        return {**tensors, "weight": tensors["weight"][1:]}
+
+    def degenerate() -> dict[str, Tensor]:
+        tensors = family.degenerate()
+        return {**tensors, "weight": tensors["weight"][1:]}
+
+    return replace(family, build=build, degenerate=degenerate)
+
+
+def _dense_voxels(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Every class by itself: several at a voxel, or none."""
+    return {"input": _logits(shape, generator), "target": _probabilities(shape, generator)}
+
+
+def _degenerate_dense_voxels() -> dict[str, Tensor]:
+    tensors = _degenerate_voxels()
+    target = tensors["target"][:, None] == torch.arange(3)[:, None]
+    return {"input": tensors["input"], "target": target.double()}
+
+
+DENSE_VOXELS = replace(
+    VOXELS, build=_dense_voxels, degenerate=_degenerate_dense_voxels, integers=()
+)
+
+
+def _probability_voxels(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    return {
+        "input": torch.rand(shape, generator=generator, dtype=torch.float64),
+        "target": _probabilities(shape, generator),
+    }
+
+
+def _degenerate_probability_voxels() -> dict[str, Tensor]:
+    numbers = torch.tensor((0.0, 2.0**-24, 1.0), dtype=torch.float64)
+    mixed = torch.cartesian_prod(numbers, numbers, numbers)
+    target = torch.stack((mixed.T, mixed.flip(0).T, torch.zeros_like(mixed.T)))
+    return {"input": torch.stack((mixed.T, mixed.T, torch.zeros_like(mixed.T))), "target": target}
+
+
+PROBABILITY_VOXELS = replace(
+    DENSE_VOXELS, build=_probability_voxels, degenerate=_degenerate_probability_voxels
+)
+# Regions and voxels together are reduced.
+VOXELS_REDUCED = replace(VOXELS, reductions=("mean", "sum"))
+DENSE_VOXELS_REDUCED = replace(DENSE_VOXELS, reductions=("mean", "sum"))
+
+
+def _ranked_voxels(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Errors far enough apart for float32 to put them in the same order."""
+    tensors = _labelled_voxels(shape, generator)
+    return {**tensors, "input": tensors["input"] / 4}
+
+
+RANKED_VOXELS = replace(
+    VOXELS,
+    engine="ranked_region",
+    build=_ranked_voxels,
+    shape_of=lambda size: (min(size, 33), 4, 5),
+)
+RANKED_IMAGES = replace(RANKED_VOXELS, shape_of=lambda size: (5, 3, min(size, 99)))
+
+
 # ---------------------------------------------------------------------------------------- the table
+
+_SEGMENTATION: tuple[Case, ...] = (
+    Case("dice_loss", "Dice", VOXELS, "DiceLoss"),
+    Case(
+        "dice_loss",
+        "Dice, squared, multi-label",
+        _as_volumes(DENSE_VOXELS),
+        "DiceLoss",
+        variant="squared",
+        options={"activation": "sigmoid", "squared_pred": True},
+    ),
+    Case(
+        "dice_loss",
+        "Jaccard, weights, over the batch",
+        _with_class_weight(_as_volumes(VOXELS)),
+        "DiceLoss",
+        variant="jaccard",
+        options={"jaccard": True, "batch": True, "squared_pred": True},
+    ),
+    Case(
+        "dice_loss",
+        "Dice without background",
+        _with_ignored(_without_background(_with_class_weight(VOXELS)), 255),
+        "DiceLoss",
+        variant="foreground",
+        options={"include_background": False, "ignore_index": 255, "smooth_nr": 0.0},
+    ),
+    Case(
+        "dice_loss",
+        "Dice of probabilities",
+        PROBABILITY_VOXELS,
+        "DiceLoss",
+        variant="probabilities",
+        options={"activation": None, "smooth_nr": 0.0, "smooth_dr": 0.0},
+    ),
+    Case(
+        "dice_loss",
+        "Dice, one-hot, a class ignored",
+        DENSE_VOXELS,
+        "DiceLoss",
+        variant="dense_ignored",
+        options={"ignore_index": 1},
+    ),
+    Case("tversky_loss", "Tversky", VOXELS, "TverskyLoss", options={"alpha": 0.3, "beta": 0.7}),
+    Case(
+        "tversky_loss",
+        "Tversky, multi-label, over the batch",
+        DENSE_VOXELS,
+        "TverskyLoss",
+        variant="dense",
+        options={"activation": "sigmoid", "batch": True, "ignore_index": -1},
+    ),
+    Case("focal_tversky_loss", "Focal Tversky", VOXELS, "FocalTverskyLoss"),
+    Case(
+        "focal_tversky_loss",
+        "Focal Tversky, γ 2",
+        _with_class_weight(_as_volumes(VOXELS)),
+        "FocalTverskyLoss",
+        variant="gamma",
+        options={"gamma": 2.0, "alpha": 0.6, "beta": 0.2},
+    ),
+    Case(
+        "generalized_dice_loss",
+        "Generalised Dice",
+        VOXELS,
+        "GeneralizedDiceLoss",
+        "generalized_dice_loss/square",
+    ),
+    *(
+        Case(
+            "generalized_dice_loss",
+            f"Generalised Dice, {w_type}",
+            VOXELS,
+            "GeneralizedDiceLoss",
+            f"generalized_dice_loss/{w_type}",
+            w_type,
+            {"w_type": w_type},
+        )
+        for w_type in ("simple", "uniform")
+    ),
+    Case(
+        "generalized_dice_loss",
+        "Generalised Dice, over the batch",
+        _with_ignored(_as_volumes(VOXELS), -100),
+        "GeneralizedDiceLoss",
+        "generalized_dice_loss/square",
+        "batch",
+        {"batch": True, "ignore_index": -100},
+    ),
+    Case(
+        "generalized_dice_loss",
+        "Generalised Dice, multi-label, without background",
+        DENSE_VOXELS,
+        "GeneralizedDiceLoss",
+        "generalized_dice_loss/simple",
+        "dense",
+        {"w_type": "simple", "include_background": False, "activation": "sigmoid"},
+    ),
+    Case(
+        "dice_cross_entropy_loss",
+        "Dice + cross-entropy",
+        VOXELS_REDUCED,
+        "DiceCrossEntropyLoss",
+        "dice_cross_entropy_loss/softmax",
+    ),
+    Case(
+        "dice_cross_entropy_loss",
+        "Dice + cross-entropy, smoothed, weights",
+        _with_ignored(_with_class_weight(_as_volumes(VOXELS_REDUCED)), -100),
+        "DiceCrossEntropyLoss",
+        "dice_cross_entropy_loss/softmax",
+        "smoothing",
+        {
+            "label_smoothing": 0.1,
+            "ignore_index": -100,
+            "include_background": False,
+            "squared_pred": True,
+            "lambda_dice": 0.5,
+            "lambda_ce": 2.0,
+        },
+    ),
+    Case(
+        "dice_cross_entropy_loss",
+        "Dice + cross-entropy, probabilities",
+        _with_class_weight(_as_volumes(DENSE_VOXELS_REDUCED)),
+        "DiceCrossEntropyLoss",
+        "dice_cross_entropy_loss/softmax",
+        "dense",
+        {"ignore_index": 2, "batch": True},
+    ),
+    Case(
+        "dice_cross_entropy_loss",
+        "Dice + binary cross-entropy",
+        _with_class_weight(DENSE_VOXELS_REDUCED),
+        "DiceCrossEntropyLoss",
+        "dice_cross_entropy_loss/sigmoid",
+        "sigmoid",
+        {"activation": "sigmoid"},
+    ),
+    Case("dice_focal_loss", "Dice + focal", VOXELS_REDUCED, "DiceFocalLoss"),
+    Case(
+        "dice_focal_loss",
+        "Dice + focal, γ 1.5, without background",
+        _with_ignored(_without_background(_with_class_weight(_as_volumes(VOXELS_REDUCED))), 255),
+        "DiceFocalLoss",
+        variant="foreground",
+        options={
+            "gamma": 1.5,
+            "alpha": 0.25,
+            "include_background": False,
+            "ignore_index": 255,
+            "lambda_focal": 3.0,
+        },
+    ),
+    Case(
+        "dice_focal_loss",
+        "Dice + focal, multi-label",
+        DENSE_VOXELS_REDUCED,
+        "DiceFocalLoss",
+        variant="sigmoid",
+        options={"activation": "sigmoid", "squared_pred": True, "batch": True},
+    ),
+    Case("lovasz_softmax_loss", "Lovász-softmax", RANKED_VOXELS, "LovaszSoftmaxLoss"),
+    Case(
+        "lovasz_softmax_loss",
+        "Lovász-softmax, all classes of each image",
+        _with_ignored(RANKED_IMAGES, 255),
+        "LovaszSoftmaxLoss",
+        variant="images",
+        options={"classes": "all", "per_image": True, "ignore_index": 255},
+    ),
+)
 
 CASES: tuple[Case, ...] = (
     Case("box_iou_loss", "IoU", BOX_PAIRS, "BoxIoULoss", "box_iou_loss/linear"),
@@ -836,6 +1293,22 @@ CASES: tuple[Case, ...] = (
         "probabilities_smoothing",
         {"label_smoothing": 0.2},
     ),
+    Case(
+        "linear_cross_entropy",
+        "Linear + cross-entropy",
+        LINEAR_ROWS,
+        "LinearCrossEntropyLoss",
+        "cross_entropy",
+    ),
+    Case(
+        "linear_cross_entropy",
+        "Linear + cross-entropy, smoothed, z-loss",
+        LINEAR_ROWS,
+        "LinearCrossEntropyLoss",
+        "cross_entropy/label_smoothing",
+        "smoothing",
+        {"label_smoothing": 0.1, "z_loss": 1e-3},
+    ),
     Case("nll_loss", "NLL", _with_class_weight(ROWS), "NLLLoss"),
     Case("softmax_focal_loss", "Softmax focal", ROWS, "SoftmaxFocalLoss"),
     Case(
@@ -864,7 +1337,60 @@ CASES: tuple[Case, ...] = (
     ),
     Case("crammer_singer_loss", "Crammer-Singer hinge", _all_count(ROWS), "CrammerSingerLoss"),
     Case("distribution_focal_loss", "DFL", BINS, "DistributionFocalLoss"),
+    Case("binary_cross_entropy", "BCE of probabilities", PROBABILITIES, "BCELoss"),
+    Case("hinge_loss", "Hinge", SIGNS, "HingeLoss"),
+    Case(
+        "hinge_loss",
+        "Hinge squared, margin 0.5",
+        SIGNS,
+        "HingeLoss",
+        variant="squared",
+        options={"margin": 0.5, "squared": True},
+    ),
+    Case("quality_focal_loss", "Quality focal", BINARY, "QualityFocalLoss"),
+    Case(
+        "quality_focal_loss",
+        "Quality focal, β 1.5",
+        BINARY,
+        "QualityFocalLoss",
+        variant="beta",
+        options={"beta": 1.5},
+    ),
+    Case("varifocal_loss", "Varifocal", BINARY_WITH_FIXED_TARGETS, "VarifocalLoss"),
+    Case(
+        "varifocal_loss",
+        "Varifocal, positives",
+        BINARY_WITH_POSITIVE_TARGETS,
+        "VarifocalLoss",
+        variant="positives",
+    ),
+    Case(
+        "varifocal_loss",
+        "Varifocal, α 0.4, γ 1.5",
+        BINARY_WITH_FIXED_TARGETS,
+        "VarifocalLoss",
+        variant="gamma",
+        options={"alpha": 0.4, "gamma": 1.5},
+    ),
+    Case("asymmetric_loss", "Asymmetric", BINARY, "AsymmetricLoss", exact_gradient=False),
+    Case(
+        "asymmetric_loss",
+        "Asymmetric, no constant",
+        BINARY,
+        "AsymmetricLoss",
+        variant="focusing",
+        options={"detach_focusing": False, "gamma_neg": 2.5, "clip": 0.2},
+    ),
+    Case(
+        "asymmetric_loss",
+        "Asymmetric, no clip",
+        BINARY,
+        "AsymmetricLoss",
+        variant="no_clip",
+        options={"detach_focusing": False, "gamma_pos": 0, "clip": 0},
+    ),
     Case("mse_loss", "MSE", REGRESSION, "MSELoss"),
+    Case("rmse_loss", "RMSE", REGRESSION, "RMSELoss", "mse_loss"),
     Case("l1_loss", "L1", REGRESSION, "L1Loss"),
     Case("smooth_l1_loss", "Smooth L1", REGRESSION, "SmoothL1Loss"),
     Case(
@@ -884,6 +1410,64 @@ CASES: tuple[Case, ...] = (
         variant="delta",
         options={"delta": 0.3},
     ),
+    Case("log_cosh_loss", "Log-cosh", REGRESSION, "LogCoshLoss"),
+    Case(
+        "quantile_loss",
+        "Quantile 0.3",
+        REGRESSION,
+        "QuantileLoss",
+        options={"quantiles": 0.3},
+    ),
+    Case("quantile_loss", "Quantiles", FORECASTS, "QuantileLoss", variant="several"),
+    Case("lsgan_discriminator_loss", "LSGAN D", REAL_AND_FAKE, "LSGANDiscriminatorLoss"),
+    Case(
+        "lsgan_discriminator_loss",
+        "LSGAN D, a -1, b 0.9",
+        REAL_AND_FAKE,
+        "LSGANDiscriminatorLoss",
+        variant="targets",
+        options={"a": -1.0, "b": 0.9},
+    ),
+    Case("lsgan_generator_loss", "LSGAN G", FAKE, "LSGANGeneratorLoss"),
+    Case(
+        "lsgan_generator_loss",
+        "LSGAN G, c 0.5",
+        FAKE,
+        "LSGANGeneratorLoss",
+        variant="target",
+        options={"c": 0.5},
+    ),
+    Case(
+        "wasserstein_discriminator_loss",
+        "Wasserstein D",
+        REAL_AND_FAKE,
+        "WassersteinDiscriminatorLoss",
+    ),
+    Case("wasserstein_generator_loss", "Wasserstein G", FAKE, "WassersteinGeneratorLoss"),
+    Case(
+        "non_saturating_discriminator_loss",
+        "Non-saturating D",
+        REAL_AND_FAKE,
+        "NonSaturatingDiscriminatorLoss",
+    ),
+    Case(
+        "non_saturating_discriminator_loss",
+        "Non-saturating D, smoothing 0.1",
+        REAL_AND_FAKE,
+        "NonSaturatingDiscriminatorLoss",
+        variant="label_smoothing",
+        options={"label_smoothing": 0.1},
+    ),
+    Case("non_saturating_generator_loss", "Non-saturating G", FAKE, "NonSaturatingGeneratorLoss"),
+    Case("hinge_discriminator_loss", "Hinge D", REAL_AND_FAKE, "HingeDiscriminatorLoss"),
+    Case(
+        "hinge_generator_loss",
+        "Hinge G",
+        FAKE,
+        "HingeGeneratorLoss",
+        "wasserstein_generator_loss",
+    ),
+    *(replace(row, float32=SATURATING) for row in _SEGMENTATION),
 )
 
 

@@ -34,7 +34,7 @@ def test_gradient_scales_with_the_upstream_gradient(
                 case.loss(arguments, reduction=reduction), arguments, factor * ONE
             )
         for name, gradient in by_factor[1.0].items():
-            normal = gradient.abs() >= torch.finfo(dtype).smallest_normal
+            normal = gradient.abs() > torch.finfo(dtype).smallest_normal  # not rounded up to it
             assert torch.equal(by_factor[-4.0][name][normal], -4 * gradient[normal])
             assert not by_factor[0.0][name].any()
 
@@ -57,13 +57,13 @@ def test_the_loss_takes_part_in_a_larger_graph(case: Case, device: str) -> None:
     """Producers before it, operations after it, and two uses of one input."""
 
     def composed(function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
-        doubled = {
-            name: 2 * value if name == case.prediction else value
+        halved = {
+            name: value / 2 if name == case.prediction else value
             for name, value in arguments.items()
         }
         options = {"reduction": "mean"} if case.family.reduces else {}
         return (
-            3 * function(doubled, **options).mean() + function(arguments, **options).square().mean()
+            3 * function(halved, **options).mean() + function(arguments, **options).square().mean()
         )
 
     arguments = case.arguments(17, torch.float64, device=device, requires_grad=True)
@@ -91,8 +91,12 @@ def test_a_retained_graph_gives_the_same_gradient_again(
         for name, gradient in kept.items():
             assert torch.equal(first[name], gradient), "a later walk changed an earlier gradient"
             assert torch.equal(third[name], gradient)
-            normal = gradient.abs() >= torch.finfo(dtype).smallest_normal
-            assert torch.equal(second[name][normal], 2 * gradient[normal])
+            normal = gradient.abs() > torch.finfo(dtype).smallest_normal  # not rounded up to it
+            # Numbers on the way that are too small for the dtype do not double exactly.
+            slack = torch.finfo(dtype).eps if case.family.rounds_inside else 0.0
+            torch.testing.assert_close(
+                second[name][normal], 2 * gradient[normal], rtol=slack, atol=0.0
+            )
 
 
 @each_case()

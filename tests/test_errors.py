@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES, Arguments, Case, find_case
@@ -20,6 +21,7 @@ import fastloss.functional as F
 
 ONE_PER_FUNCTION = {case.function: case for case in reversed(CASES)}
 FUNCTIONS = sorted(ONE_PER_FUNCTION)
+NAN = float("nan")
 
 
 def each_function(select: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
@@ -115,7 +117,7 @@ def test_shapes_that_differ(case: Case) -> None:
         arguments[name] = torch.zeros(shape)
         if name == case.prediction:
             continue
-        message = expect(ValueError, case, name, arguments)
+        message = expect(ValueError, case, name, arguments, reduction="none")
         assert shape_text(arguments[name]) in message
 
 
@@ -200,27 +202,72 @@ def test_pairwise_kind() -> None:
         assert f"'{kind}'" in message
 
 
-@pytest.mark.parametrize(
-    ("function", "argument", "values", "expected"),
-    [
-        ("box_iou_loss", "mode", ["cubic", "", None], "'linear', 'square' or 'log'"),
-        ("complete_box_iou_loss", "aspect_threshold", [-0.1, 1.5, float("nan")], "in [0, 1]"),
-        ("efficient_box_iou_loss", "gamma", [-1.0, float("nan")], "at least 0"),
-        ("scylla_box_iou_loss", "theta", [0.0, -2, float("nan")], "above 0"),
-        ("wise_box_iou_loss", "version", [0, 4, "3", None], "1, 2 or 3"),
-        ("wise_box_iou_loss", "alpha", [0.5, float("nan")], "at least 1"),
-        ("wise_box_iou_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
-        ("wise_box_iou_loss", "gamma", [-0.5, float("nan")], "at least 0"),
-        ("normalized_wasserstein_loss", "mode", ["linear", None], "'exp', 'sqrt', 'log' or 'w2'"),
-        ("normalized_wasserstein_loss", "constant", [0.0, -1.0, float("nan")], "above 0"),
-        ("repulsion_loss", "sigma_gt", [1.0, -0.1, float("nan")], "in [0, 1)"),
-        ("repulsion_loss", "sigma_box", [1.0, -0.1, float("nan")], "in [0, 1)"),
-        ("sigmoid_focal_loss", "alpha", [-0.5, 1.5, float("nan")], "in [0, 1] or -1"),
-        ("sigmoid_focal_loss", "gamma", [-1.0, float("nan")], "at least 0"),
-        ("smooth_l1_loss", "beta", [-1.0, float("nan")], "at least 0"),
-        ("huber_loss", "delta", [0.0, -1.0, float("nan")], "above 0"),
-    ],
-)
+# function, argument, values that it does not take, what the message says that it takes
+CHOICES: list[tuple[str, str, list[Any], str]] = [
+    ("box_iou_loss", "mode", ["cubic", "", None, ["log"]], "'linear', 'square' or 'log'"),
+    ("wise_box_iou_loss", "version", [0, 4, "3", None], "1, 2 or 3"),
+    (
+        "normalized_wasserstein_loss",
+        "mode",
+        ["linear", None, ["exp"]],
+        "'exp', 'sqrt', 'log' or 'w2'",
+    ),
+    (
+        "generalized_dice_loss",
+        "w_type",
+        ["cubic", "", None],
+        "'square', 'simple' or 'uniform'",
+    ),
+    ("dice_cross_entropy_loss", "activation", [None, "tanh"], "'softmax' or 'sigmoid'"),
+    ("lovasz_softmax_loss", "classes", ["absent", None], "'present' or 'all'"),
+]
+RANGES: list[tuple[str, str, list[Any], str]] = [
+    ("complete_box_iou_loss", "aspect_threshold", [-0.1, 1.5, NAN], "in [0, 1]"),
+    ("efficient_box_iou_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("scylla_box_iou_loss", "theta", [0.0, -2, NAN], "above 0"),
+    ("wise_box_iou_loss", "alpha", [0.5, NAN], "at least 1"),
+    ("wise_box_iou_loss", "delta", [0.0, -1.0, NAN], "above 0"),
+    ("wise_box_iou_loss", "gamma", [-0.5, NAN], "at least 0"),
+    ("normalized_wasserstein_loss", "constant", [0.0, -1.0, NAN], "above 0"),
+    ("repulsion_loss", "sigma_gt", [1.0, -0.1, NAN], "in [0, 1)"),
+    ("repulsion_loss", "sigma_box", [1.0, -0.1, NAN], "in [0, 1)"),
+    ("sigmoid_focal_loss", "alpha", [-0.5, 1.5, NAN], "in [0, 1] or -1"),
+    ("sigmoid_focal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("cross_entropy", "label_smoothing", [-0.1, 1.5, NAN], "in [0, 1]"),
+    ("cross_entropy", "z_loss", [-1e-4, NAN], "at least 0"),
+    ("cross_entropy", "logit_softcap", [0.0, -1.0, NAN], "above 0 or None"),
+    ("softmax_focal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("softmax_focal_loss", "alpha", [-0.5, 1.5, NAN], "in [0, 1], a Tensor or None"),
+    ("poly_cross_entropy", "epsilon", [-1.5, NAN], "at least -1"),
+    ("smooth_l1_loss", "beta", [-1.0, NAN], "at least 0"),
+    ("huber_loss", "delta", [0.0, -1.0, NAN], "above 0"),
+    ("rmse_loss", "eps", [-1e-3, NAN], "at least 0"),
+    ("hinge_loss", "margin", [-1.0, NAN], "at least 0"),
+    ("quality_focal_loss", "beta", [-1.0, NAN], "at least 0"),
+    ("varifocal_loss", "alpha", [-1.0, NAN], "at least 0"),
+    ("varifocal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("asymmetric_loss", "gamma_neg", [-1.0, NAN], "at least 0"),
+    ("asymmetric_loss", "gamma_pos", [-1.0, NAN], "at least 0"),
+    ("asymmetric_loss", "clip", [-0.1, 1.0, NAN], "in [0, 1)"),
+    ("dice_loss", "smooth_nr", [-1e-5, NAN], "at least 0"),
+    ("dice_loss", "smooth_dr", [-1e-5, NAN], "at least 0"),
+    ("tversky_loss", "alpha", [-0.1, NAN], "at least 0"),
+    ("tversky_loss", "beta", [-0.1, NAN], "at least 0"),
+    ("focal_tversky_loss", "alpha", [-0.1, NAN], "at least 0"),
+    ("focal_tversky_loss", "gamma", [0.0, -1.0, NAN], "above 0"),
+    ("generalized_dice_loss", "smooth_dr", [-1.0], "at least 0"),
+    ("dice_cross_entropy_loss", "lambda_dice", [-1.0, NAN], "at least 0"),
+    ("dice_cross_entropy_loss", "lambda_ce", [-1.0, NAN], "at least 0"),
+    ("dice_cross_entropy_loss", "label_smoothing", [-0.1, 1.5, NAN], "in [0, 1]"),
+    ("dice_focal_loss", "alpha", [-0.5, 1.5, NAN], "in [0, 1] or -1"),
+    ("dice_focal_loss", "gamma", [-1.0, NAN], "at least 0"),
+    ("dice_focal_loss", "lambda_dice", [-1.0, NAN], "at least 0"),
+    ("dice_focal_loss", "lambda_focal", [-1.0, NAN], "at least 0"),
+    ("non_saturating_discriminator_loss", "label_smoothing", [-0.1, 1.1, NAN], "in [0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("function", "argument", "values", "expected"), CHOICES + RANGES)
 def test_option_out_of_range(
     function: str, argument: str, values: list[Any], expected: str
 ) -> None:
@@ -229,6 +276,80 @@ def test_option_out_of_range(
         message = expect(ValueError, case, argument, {**case.arguments(), argument: value})
         assert expected in message
         assert repr(value) in message
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "expected"),
+    [(function, argument, expected) for function, argument, _, expected in RANGES],
+)
+@pytest.mark.parametrize(
+    "value",
+    ["x", None, [1.0], 1j, torch.zeros(2), np.zeros(2)],
+    ids=lambda value: type(value).__name__,
+)
+def test_option_that_is_no_number(
+    function: str, argument: str, expected: str, value: object
+) -> None:
+    case = ONE_PER_FUNCTION[function]
+    annotation = inspect.signature(getattr(F, function)).parameters[argument].annotation
+    if type(value).__name__.removesuffix("Type") in annotation:
+        return  # a tensor, or none, is as good
+    message = expect(TypeError, case, argument, {**case.arguments(), argument: value})
+    assert message.endswith(f"must be a number {expected}, got {type(value).__name__}")
+
+
+@pytest.mark.parametrize("id", ["lsgan_discriminator_loss", "lsgan_generator_loss"])
+def test_parameter_without_a_range_that_is_no_number(id: str) -> None:
+    case = find_case(id)
+    for name in {"a", "b", "c"}.intersection(inspect.signature(getattr(F, id)).parameters):
+        message = expect(TypeError, case, name, {**case.arguments(), name: "x"})
+        assert message.endswith("must be a number, got str")
+
+
+def test_quantiles() -> None:
+    case = find_case("quantile_loss-several")
+    arguments = case.arguments((5, 3))
+    for wrong in (-0.1, 1.5, NAN, (0.1, 0.5, 1.5), [0.1, NAN, 0.9]):
+        message = expect(ValueError, case, "quantiles", {**arguments, "quantiles": wrong})
+        assert "in [0, 1]" in message
+    for wrong in ((0.1, 0.5), [], torch.zeros(2), torch.zeros(5, 3)):
+        message = expect(ValueError, case, "quantiles", {**arguments, "quantiles": wrong})
+        assert "(5, 3)" in message
+    for wrong in ("x", None, 1j, (0.1, "x", 0.2), torch.zeros(3, dtype=torch.complex64)):
+        expect(TypeError, case, "quantiles", {**arguments, "quantiles": wrong})
+    expect(ValueError, case, "quantiles", {**arguments, "quantiles": torch.zeros(3, device="meta")})
+    for wrong in (torch.zeros(3), torch.zeros(5, 2), torch.zeros(5, 1)):
+        expect(ValueError, case, "target", {**arguments, "target": wrong})
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_probability_out_of_range(reduction: str) -> None:
+    case = find_case("binary_cross_entropy")
+    for size in ((2, 4), (300, 40)):
+        for value in (1.5, -0.25, float("inf")):
+            for layout in (lambda x: x, lambda x: x.t().contiguous().t(), lambda x: x.half()):
+                arguments = case.arguments(size)
+                arguments["input"][1, 2] = value
+                arguments["input"][1, 3] = -7
+                arguments["input"] = layout(arguments["input"])
+                message = expect(ValueError, case, "input", arguments, reduction=reduction)
+                assert f"in [0, 1], got {value:g} at position {size[1] + 2}" in message
+
+
+def test_fake_scores_are_floating_and_shaped_as_the_real_ones() -> None:
+    for case in CASES:
+        if "real" in case.arguments():
+            arguments = case.arguments(4)
+            expect(TypeError, case, "fake", {**arguments, "fake": arguments["fake"].long()})
+            other = {**arguments, "fake": torch.zeros(3)}
+            assert case.loss(other).isfinite()
+            message = expect(ValueError, case, "fake", other, reduction="none")
+            assert "[4]" in message
+            assert "[3]" in message
+            for name in ("real", "fake"):
+                expect(TypeError, case, name, {**other, name: other[name].long()})
+            expect(ValueError, case, "fake", {**other, "fake": torch.zeros(3, device="meta")})
+            expect(ValueError, case, "reduction", other, reduction="batchmean")
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -315,6 +436,113 @@ def test_repulsion_takes_a_list_of_boxes() -> None:
         expect(ValueError, case, name, {**case.arguments((6, 4)), name: torch.zeros(2, 3, 4)})
 
 
+# ------------------------------------------------------------------------------------- segmentation
+
+SEGMENTATION = ("region", "ranked_region")
+
+
+@each_function(lambda case: case.family.engine in SEGMENTATION)
+def test_shapes_of_voxels_and_labels(case: Case) -> None:
+    logits, labels = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
+    expect(ValueError, case, "input", {"input": torch.zeros(4), "target": torch.zeros(4)})
+    no_class = {"input": torch.zeros(2, 0, 4), "target": torch.zeros(2, 4, dtype=torch.int64)}
+    expect(ValueError, case, "input", no_class)
+    for shape in ((2, 4), (2, 5, 4), (3, 4, 5), (2, 1, 4, 5), (2, 3, 5, 4), (2, 3, 4, 5, 1)):
+        wrong = torch.zeros(shape, dtype=torch.int64)
+        message = expect(ValueError, case, "target", {"input": logits, "target": wrong})
+        assert shape_text(wrong) in message
+        assert shape_text(logits) in message
+    for dtype in (torch.float32, torch.bool, torch.int8):
+        expect(TypeError, case, "target", {"input": logits, "target": labels.to(dtype)})
+    dense = {"input": logits, "target": torch.zeros(logits.shape, dtype=torch.complex64)}
+    if case.family.engine == "region":
+        expect(TypeError, case, "target", dense)
+    else:
+        expect(ValueError, case, "target", {**dense, "target": torch.zeros(logits.shape)})
+
+
+@each_function(lambda case: case.family.engine in SEGMENTATION)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+def test_label_of_a_voxel_out_of_range(case: Case, dtype: torch.dtype) -> None:
+    logits = torch.zeros(3, 4, 50, 60).to(memory_format=torch.channels_last)
+    labels = torch.zeros(3, 50, 60, dtype=dtype)
+    labels[2, 31, 7] = 4
+    labels[2, 31, 9] = 100
+    message = expect(IndexError, case, "target", {"input": logits, "target": labels})
+    assert "[0, 3]" in message
+    assert "got 4 at position [2, 31, 7]" in message
+    arguments = {"input": logits, "target": labels, "ignore_index": 4}
+    message = expect(IndexError, case, "target", arguments)
+    assert "ignore_index 4" in message
+    assert "got 100 at position [2, 31, 9]" in message
+    if dtype != torch.uint8:
+        labels[1, 49, 59] = -1
+        message = expect(IndexError, case, "target", arguments)
+        assert "got -1 at position [1, 49, 59]" in message
+
+
+@each_function(lambda case: case.family.engine == "region" and not case.kernel.endswith("softmax"))
+def test_unknown_activation(case: Case) -> None:
+    message = expect(ValueError, case, "activation", {**case.arguments(), "activation": "tanh"})
+    assert '"tanh"' in message
+    for choice in ('"softmax"', '"sigmoid"', "None"):
+        assert choice in message
+    expect(TypeError, case, "activation", {**case.arguments(), "activation": 3})
+
+
+WEIGHTED = ("dice_loss", "tversky_loss", "focal_tversky_loss", "dice_focal_loss")
+
+
+@pytest.mark.parametrize("function", [*WEIGHTED, "dice_cross_entropy_loss"])
+def test_weight_of_classes(function: str) -> None:
+    case = ONE_PER_FUNCTION[function]
+    arguments = case.arguments((2, 4, 5))
+    for wrong in ((3,), (5,), (), (1, 4), (2, 4)):
+        message = expect(ValueError, case, "weight", arguments, weight=torch.ones(wrong))
+        assert shape_text(torch.ones(wrong)) in message
+        assert "(4)" in message
+    expect(TypeError, case, "weight", arguments, weight=2.0)
+    expect(TypeError, case, "weight", arguments, weight=torch.ones(4, dtype=torch.complex64))
+    expect(ValueError, case, "weight", arguments, weight=torch.ones(4, device="meta"))
+    arguments["include_background"] = False
+    # The cross-entropy takes in the background, and so does its weight.
+    fits = 4 if function == "dice_cross_entropy_loss" else 3
+    assert case.loss(arguments, weight=torch.ones(fits)).isfinite()
+    message = expect(ValueError, case, "weight", arguments, weight=torch.ones(7 - fits))
+    assert f"({fits})" in message
+
+
+@each_function(lambda case: case.family.engine == "region")
+def test_no_class_beside_the_background(case: Case) -> None:
+    arguments = {"input": torch.zeros(2, 1, 5), "target": torch.zeros(2, 5, dtype=torch.int64)}
+    message = expect(ValueError, case, "input", arguments, include_background=False)
+    assert "[2, 1, 5]" in message
+
+
+@each_function(lambda case: case.family.engine in SEGMENTATION)
+def test_options_of_the_wrong_type(case: Case) -> None:
+    arguments = case.arguments()
+    expect(TypeError, case, "ignore_index", {**arguments, "ignore_index": 1.5})
+    expect(TypeError, case, "ignore_index", {**arguments, "ignore_index": 1 << 70})
+    for argument in ("include_background", "batch", "per_image", "squared_pred"):
+        if argument in inspect.signature(getattr(F, case.function)).parameters:
+            expect(TypeError, case, argument, {**arguments, argument: 1})
+
+
+@pytest.mark.parametrize("function", ["dice_cross_entropy_loss", "dice_focal_loss"])
+def test_regions_and_voxels_are_always_reduced(function: str) -> None:
+    case = ONE_PER_FUNCTION[function]
+    message = expect(ValueError, case, "reduction", case.arguments(), reduction="none")
+    assert '"none"' in message
+
+
+def test_label_smoothing_is_of_the_softmax() -> None:
+    case = ONE_PER_FUNCTION["dice_cross_entropy_loss"]
+    options = {"activation": "sigmoid", "label_smoothing": 0.1}
+    message = expect(ValueError, case, "label_smoothing", {**case.arguments(), **options})
+    assert "sigmoid" in message
+
+
 # ---------------------------------------------------------------------------------------- elsewhere
 
 
@@ -336,7 +564,10 @@ def test_the_operator_checks_as_the_function_does(case: Case) -> None:
         compiled(arguments[name])
 
 
-@pytest.mark.parametrize("engine", ["pointwise", "softmax", "box_pair", "box_matrix", "box_crowd"])
+@pytest.mark.parametrize(
+    "engine",
+    ["pointwise", "softmax", "region", "ranked_region", "box_pair", "box_matrix", "box_crowd"],
+)
 def test_operators_refuse_unknown_formulas(engine: str) -> None:
     case = next(case for case in CASES if case.family.engine == engine)
     tensors = [
@@ -347,6 +578,8 @@ def test_operators_refuse_unknown_formulas(engine: str) -> None:
     rest: tuple[Any, ...] = {
         "pointwise": ([], None, None, "mean", None, None),
         "softmax": ([], None, None, "mean", None, None),
+        "region": ([1e-5], "softmax", False, True, False, None, None, "mean"),
+        "ranked_region": (True, False, None, "mean"),
         "box_pair": ([1e-7], None, None, "mean", None, None),
         "box_matrix": ([1e-7],),
         "box_crowd": (None, None, [0.9, 0.5, 0.5, 0.5], "mean"),
@@ -366,3 +599,135 @@ def test_modules_report_errors_by_the_functions_name() -> None:
         ValueError, match=r"^complete_box_iou_loss: boxes2 must have the shape of boxes1"
     ):
         fastloss.CompleteBoxIoULoss()(torch.zeros(3, 4), torch.zeros(2, 4))
+
+
+# --------------------------------------------------------------------------------- rows of logits
+
+
+ROW_LOSSES = (
+    "cross_entropy",
+    "nll_loss",
+    "softmax_focal_loss",
+    "poly_cross_entropy",
+    "multi_margin_loss",
+    "crammer_singer_loss",
+)
+
+
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_label_out_of_range(loss: str, dtype: torch.dtype, reduction: str) -> None:
+    function = getattr(F, loss)
+    target = torch.tensor([[0, 3], [4, 7], [1, 2]], dtype=dtype)
+    message = rf"^{loss}: target must be a class index in \[0, 4\].*, got 7 at position \[1, 1\]$"
+    with pytest.raises(IndexError, match=message):
+        function(torch.zeros(3, 5, 2), target, reduction=reduction)
+    if dtype != torch.uint8:
+        with pytest.raises(IndexError, match=r"got -1 at position \[2\]"):
+            function(torch.zeros(3, 5), torch.tensor([0, 4, -1], dtype=dtype), reduction=reduction)
+
+
+@pytest.mark.parametrize("loss", ROW_LOSSES)
+def test_targets_that_do_not_fit_the_logits(loss: str) -> None:
+    function = getattr(F, loss)
+    logits = torch.zeros(3, 5)
+    with pytest.raises(ValueError, match=rf"^{loss}: target must have one class index per row"):
+        function(logits, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=rf"^{loss}: target must have one class index per row"):
+        function(logits, torch.zeros(3, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=rf"^{loss}: input must have a dimension of classes"):
+        function(torch.tensor(1.0), torch.tensor(0))
+    with pytest.raises(ValueError, match=rf"^{loss}: input must have at least one class"):
+        function(torch.zeros(3, 0), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match=rf"^{loss}: target must be uint8, int16, int32 or int64"):
+        function(logits, torch.zeros(3, dtype=torch.bool))
+    if loss != "cross_entropy":
+        with pytest.raises(TypeError, match=rf"^{loss}: target must be uint8, int16"):
+            function(logits, torch.zeros(3))
+
+
+def test_probability_targets_that_do_not_fit() -> None:
+    logits = torch.zeros(3, 5)
+    for shape in ((3,), (3, 4), (5, 3)):
+        with pytest.raises(
+            ValueError, match=r"^cross_entropy: target must be probabilities of the shape of input"
+        ):
+            F.cross_entropy(logits, torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"^cross_entropy: ignore_index must be negative where"):
+        F.cross_entropy(logits, torch.zeros(3, 5), ignore_index=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        ("cross_entropy", "weight"),
+        ("nll_loss", "weight"),
+        ("poly_cross_entropy", "weight"),
+        ("multi_margin_loss", "weight"),
+        ("crammer_singer_loss", "weight"),
+        ("softmax_focal_loss", "alpha"),
+    ],
+)
+def test_class_weight_of_wrong_length(loss: str, name: str) -> None:
+    for shape in ((4,), (3, 5), ()):
+        with pytest.raises(ValueError, match=rf"^{loss}: {name} must have one number per class"):
+            getattr(F, loss)(
+                torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), **{name: torch.ones(shape)}
+            )
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        ("cross_entropy", {"label_smoothing": 1.1}, r"label_smoothing must be in \[0, 1\], got"),
+        ("cross_entropy", {"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\]"),
+        ("cross_entropy", {"z_loss": -1e-4}, "z_loss must be at least 0, got -0.0001"),
+        ("cross_entropy", {"logit_softcap": 0.0}, "logit_softcap must be above 0 or None, got 0.0"),
+        ("softmax_focal_loss", {"gamma": -1}, "gamma must be at least 0, got -1"),
+        ("softmax_focal_loss", {"alpha": 1.5}, r"alpha must be in \[0, 1\], a Tensor or None"),
+        ("poly_cross_entropy", {"epsilon": -2}, "epsilon must be at least -1, got -2"),
+        ("multi_margin_loss", {"p": 3}, "p must be 1 or 2, got 3"),
+    ],
+)
+def test_options_of_row_losses(loss: str, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{loss}: {message}"):
+        getattr(F, loss)(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), **options)
+
+
+def test_distribution_focal_loss_shapes() -> None:
+    with pytest.raises(ValueError, match="must have at least two bins"):
+        F.distribution_focal_loss(torch.zeros(3, 1), torch.zeros(3))
+    with pytest.raises(ValueError, match="target must have one position per row of input"):
+        F.distribution_focal_loss(torch.zeros(3, 4), torch.zeros(4))
+    with pytest.raises(ValueError, match="weight must have the shape of target"):
+        F.distribution_focal_loss(torch.zeros(3, 4), torch.zeros(3), weight=torch.ones(4))
+
+
+def test_linear_cross_entropy_arguments() -> None:
+    x, weight = torch.zeros(3, 4), torch.zeros(7, 4)
+    target = torch.tensor([0, 6, 7])
+    wrong: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
+        (IndexError, "got 7 at position \\[2\\]", (x, weight, target), {}),
+        (ValueError, "linear_weight must have shape", (x, weight[0], target), {}),
+        (ValueError, "input must have the 4 features", (x[:, :3], weight, target), {}),
+        (ValueError, "target must have one class index", (x, weight, target[:2]), {}),
+        (ValueError, "label_smoothing must be in", (x, weight, target), {"label_smoothing": 2}),
+        (TypeError, "linear_weight must have the dtype of input", (x, weight.half(), target), {}),
+        (TypeError, "linear_bias must be a Tensor", (x, weight, target), {"linear_bias": 1.0}),
+        (
+            ValueError,
+            "linear_bias must have one number per class",
+            (x, weight, target),
+            {"linear_bias": torch.zeros(6)},
+        ),
+        (
+            ValueError,
+            "weight must have one number per class",
+            (x, weight, target),
+            {"weight": torch.zeros(6)},
+        ),
+    ]
+    for error, message, arguments, options in wrong:
+        with pytest.raises(error, match=f"^linear_cross_entropy: .*{message}"):
+            F.linear_cross_entropy(*arguments, **options)

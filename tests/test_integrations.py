@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import itertools
@@ -238,8 +239,56 @@ def test_not_installed(set_aside: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_unknown_framework() -> None:
-    with pytest.raises(ValueError, match=r"one of \['torchvision'\], got 'tensorflow'"):
+    with pytest.raises(
+        ValueError, match=r"one of \['monai', 'torch', 'torchvision'\], got 'tensorflow'"
+    ):
         fastloss.patch("tensorflow")
+
+
+def test_methods_are_replaced_in_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the one that has them: heirs that have their own, or other heirs, are left alone."""
+
+    class Base:
+        def forward(self) -> str:
+            return "base"
+
+    class Loss(Base):
+        def forward(self) -> str:
+            return "loss"
+
+    class Heir(Loss):
+        pass
+
+    class Own(Loss):
+        def forward(self) -> str:
+            return "own, " + super().forward()
+
+    module = ModuleType("some_losses")
+    module.Loss, module.Heir = Loss, Heir  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def wrap(original: Callable[..., str]) -> Callable[..., str]:
+        @functools.wraps(original)
+        def forward(self: Loss) -> str:
+            return "new " + original(self)
+
+        return forward
+
+    def framework(name: str) -> patching.Framework:
+        replacement = patching.Replacement("some_losses", name, wrap)
+        return patching.Framework("torch", (2, 10), (99, 0), (replacement,))
+
+    objects = [Base(), Loss(), Heir(), Own()]
+    with patching.Patch(framework("Loss.forward")):
+        assert [one.forward() for one in objects] == [
+            "base",
+            "new loss",
+            "new loss",
+            "own, new loss",
+        ]
+    assert [one.forward() for one in objects] == ["base", "loss", "loss", "own, loss"]
+    with pytest.raises(ImportError, match=r"some_losses\.Heir\.forward cannot be imported"):
+        patching.Patch(framework("Heir.forward"))
 
 
 def test_stand_ins_look_like_the_originals(package: Callable[[str], ModuleType]) -> None:

@@ -42,9 +42,7 @@ def step(case: Case, arguments: Arguments) -> None:
 def size(case: Case) -> tuple[int, ...]:
     dims = len(case.family.shape_of(3))
     softmax = (20_000, 5) if dims == 2 else (20, 5, 1000)
-    return {"box_pair": (20_000,), "pointwise": (20_000, 5), "softmax": softmax}[
-        case.family.engine
-    ]
+    return {"box_pair": (20_000,), "pointwise": (20_000, 5), "softmax": softmax}[case.family.engine]
 
 
 @each_case(lambda case: case.family.element_wise)

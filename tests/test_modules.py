@@ -22,8 +22,17 @@ def build(case: Case, arguments: Arguments, **options: object) -> tuple[nn.Modul
     """The row's module, and what is left of the arguments for its call."""
     constructor = inspect.signature(getattr(fastloss, case.module)).parameters
     given = {name: value for name, value in arguments.items() if name in constructor}
-    module = getattr(fastloss, case.module)(**given, **options)
     rest = {name: value for name, value in arguments.items() if name not in given}
+    if case.module == "LinearCrossEntropyLoss":  # owns the layer
+        weight, bias = rest.pop("linear_weight"), rest.pop("linear_bias")
+        module = fastloss.LinearCrossEntropyLoss(
+            weight.shape[1], weight.shape[0], bias=True, **given, **options
+        )
+        for name, value in (("weight", weight), ("bias", bias)):
+            delattr(module.linear, name)  # the test's own tensor in the place of the parameter
+            setattr(module.linear, name, value)
+        return module.eval(), rest
+    module = getattr(fastloss, case.module)(**given, **options)
     if "iou_mean" in rest:
         module.iou_mean.fill_(rest.pop("iou_mean"))
     if case.module == "WiseBoxIoULoss":
@@ -33,7 +42,7 @@ def build(case: Case, arguments: Arguments, **options: object) -> tuple[nn.Modul
 
 @each_case(lambda case: case.module is not None)
 def test_module_gives_the_functions_values(case: Case, device: str) -> None:
-    for reduction in ("none", "mean", "sum"):
+    for reduction in case.family.reductions:
         arguments = case.arguments(33, device=device, requires_grad=True)
         expected = case.loss(arguments, reduction=reduction)
         expected_gradients = gradients(expected, arguments)
@@ -56,7 +65,8 @@ def test_module_takes_weight_and_avg_factor_with_the_call(case: Case) -> None:
     arguments = case.arguments(33)
     weight = case.weights(33)[0]
     more: Arguments = {"avg_factor": 2.5}
-    if case.module == "BCEWithLogitsLoss":  # as torch's module: a buffer
+    constructor = inspect.signature(getattr(fastloss, case.module)).parameters
+    if "weight" in constructor:  # as torch's module: a buffer
         module, inputs = build(case, {**arguments, "weight": weight})
     else:
         module, inputs = build(case, arguments)
@@ -81,7 +91,8 @@ def test_module_can_be_copied_saved_and_shown(name: str) -> None:
     assert shown.startswith(f"{name}(")
     assert "reduction='mean'" in shown
     for option in inspect.signature(type(module)).parameters:
-        if option not in ("weight", "pos_weight", "process_group"):
+        given_once = ("in_features", "num_classes", "bias", "device", "dtype")  # to a layer
+        if option not in ("weight", "pos_weight", "process_group", *given_once):
             assert f"{option}={getattr(module, option)!r}" in shown
 
 

@@ -17,7 +17,10 @@ from cases import TOLERANCES, Arguments, Case, find_case
 from support import assert_close, each_case, gradients, tolerance_of, upstream_for
 from torch import Tensor, nn
 
-ENGINES = ("pointwise", "softmax", "box_pair", "box_matrix", "box_crowd")
+ENGINES = (
+    *("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region"),
+    *("box_pair", "box_matrix", "box_crowd"),
+)
 # One row per engine and shape of arguments, for what is too slow to do with every row.
 FEW = (
     "complete_box_iou_loss",
@@ -27,8 +30,16 @@ FEW = (
     "sigmoid_focal_loss-indices",
     "binary_cross_entropy_with_logits-pos_weight",
     "cross_entropy-weight",
+    "linear_cross_entropy-smoothing",
     "cross_entropy-probabilities",
     "distribution_focal_loss",
+    "dice_loss",
+    "dice_cross_entropy_loss-smoothing",
+    "lovasz_softmax_loss-images",
+    "quantile_loss-several",
+    "rmse_loss",
+    "lsgan_discriminator_loss",
+    "lsgan_generator_loss",
 )
 
 
@@ -52,7 +63,7 @@ def operator_call(case: Case, arguments: Arguments, **more: Any) -> tuple[str, t
             return record
 
     with (
-        mock.patch.object(torch.compiler, "is_compiling", lambda: True),
+        mock.patch.object(torch.compiler, "is_compiling", return_value=True),
         mock.patch.object(torch.ops, "fastloss", Recorder()),
     ):
         case.loss(arguments, **more)
@@ -97,6 +108,24 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
                 torch.library.opcheck(
                     backward, (kind, upstream, first, second, parameters, needs), test_utils=tests
                 )
+        elif engine == "linear_cross_entropy":
+            for needs in ([True, True, True], [True, False, False], [False, True, False]):
+                torch.library.opcheck(forward, (*values, None, needs), test_utils=tests)
+        elif engine == "region":
+            torch.library.opcheck(forward, values, test_utils=tests)
+            loss, slopes = forward(*values)
+            backward = torch.ops.fastloss.region_backward.default
+            torch.library.opcheck(backward, (loss, slopes, *values), test_utils=tests)
+        elif engine == "ranked_region":
+            for needs_gradient in (True, False):
+                torch.library.opcheck(forward, (*values, needs_gradient), test_utils=tests)
+            loss, steps, slopes = forward(*values, True)
+            *_, per_image, ignore_index, reduction = values
+            backward = torch.ops.fastloss.ranked_region_backward.default
+            rest = (per_image, ignore_index is not None, reduction)
+            torch.library.opcheck(
+                backward, (loss, steps, slopes, values[1], *rest), test_utils=tests
+            )
         elif engine == "box_crowd":
             torch.library.opcheck(forward, (*values, None, True), test_utils=tests)
             torch.library.opcheck(forward, (*values, None, False), test_utils=tests)
@@ -123,9 +152,7 @@ def test_label_total_passes_opcheck() -> None:
     for ignore_index, class_weight in ((-100, None), (1, weight), (None, weight)):
         values = labels.clamp(min=0) if ignore_index != -100 else labels
         arguments = ("nll_loss", "target", values, ignore_index, False, 4, class_weight)
-        torch.library.opcheck(
-            torch.ops.fastloss.label_total.default, (*arguments, torch.float32)
-        )
+        torch.library.opcheck(torch.ops.fastloss.label_total.default, (*arguments, torch.float32))
 
 
 # ------------------------------------------------------------------------------------ torch.compile
@@ -262,7 +289,7 @@ def test_vectorised_map(case: Case) -> None:
     """Losses and gradients of several predictions against one target, as ensembles need them."""
     arguments = case.arguments(9, torch.float64)
     prediction = arguments[case.prediction]
-    ensemble = torch.stack((prediction, prediction + 1, prediction.flip(0)))
+    ensemble = torch.stack((prediction, 0.9 * prediction, prediction.flip(0)))
     function = of_prediction(case, arguments, case.reductions[-1])
     losses = torch.func.vmap(function)(ensemble)
     slopes = torch.func.vmap(torch.func.grad(function))(ensemble)
@@ -333,7 +360,8 @@ def test_every_operator_is_registered() -> None:
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("fastloss::")
     }
-    expected = {"scale_", "label_total", "box_matrix_backward"}
+    expected = {"scale_", "label_total"}
+    expected |= {f"{name}_backward" for name in ("box_matrix", "region", "ranked_region")}
     expected |= {
         f"{engine}{suffix}" for engine in ENGINES for suffix in ("", "_reference", "_forward")
     }

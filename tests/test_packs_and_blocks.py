@@ -17,13 +17,16 @@ def several_blocks(case: Case) -> Shape:
     return {
         "pointwise": (1050, 4),
         "softmax": (150, 8) if len(case.family.shape_of(3)) == 2 else (3, 4, 1400),
+        "linear_cross_entropy": (150, 8),
+        "region": (3, 4, 1100),  # and several slices of a sample
+        "ranked_region": (2, 3, 90),
         "box_pair": (2100,),
         "box_matrix": (5, 9, 130),
         "box_crowd": (131, 40),
     }[case.family.engine]
 
 
-@each_case()
+@each_case(lambda case: not case.family.rounds_inside)
 @pytest.mark.parametrize("dtype", DTYPES, ids=FLOAT_IDS)
 def test_several_blocks(case: Case, dtype: torch.dtype, device: str) -> None:
     shape = several_blocks(case)
@@ -49,19 +52,20 @@ def test_order_of_blocks_does_not_matter(case: Case, device: str) -> None:
             assert all(torch.equal(*pair) for pair in zip(results[0], repeated, strict=True))
 
 
-@each_case(lambda case: case.family.engine == "pointwise")
+@each_case(lambda case: case.family.engine in ("pointwise", "region", "ranked_region"))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["float16", "float32"])
 @pytest.mark.parametrize("layout", ["offset_1", "offset_2", "spread", "chunk", "transposed"])
 def test_whole_packs_in_memory_without(
     case: Case, layout: str, dtype: torch.dtype, device: str
 ) -> None:
     """A shape that divides into packs, and one operand whose memory does not."""
-    dense = case.arguments((6, 8), dtype, device=device, requires_grad=True)
+    shape = (6, 8) if case.family.engine == "pointwise" else (2, 3, 2, 8)
+    dense = case.arguments(shape, dtype, device=device, requires_grad=True)
     names = operands(dense)
     for chosen in [{name} for name in sorted(names)] + [names]:
         arguments = with_layout(dense, LAYOUTS[layout], chosen)
-        check_against_oracle(case, arguments, str(sorted(chosen)), reduction="none")
-    for weight in case.weights((6, 8), dtype, device=device):
+        check_against_oracle(case, arguments, str(sorted(chosen)), **case.reductions[0])
+    for weight in case.weights(shape, dtype, device=device):
         arguments = with_layout({**dense, "weight": weight}, LAYOUTS[layout], {"weight"})
         what = f"weight {tuple(weight.shape)}"
         check_against_oracle(case, dense, what, weight=arguments["weight"], reduction="mean")

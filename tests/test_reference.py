@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import BOX_PAIRS, CASES, Case, find_case
+from cases import BOX_PAIRS, CASES, Arguments, Case, find_case
 
-from fastloss import reference
+from fastloss import functional, reference
 
 EPS = 1e-7
 Box = tuple[float, float, float, float]
@@ -270,3 +270,132 @@ def test_focal_loss(id: str) -> None:
         cross_entropy = -t * math.log(p) - (1 - t) * math.log(1 - p)
         expected = balance * cross_entropy * (1 - p_t) ** gamma
         assert found[tuple(position)].item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+# ------------------------------------------------------- every other loss with a number per element
+
+
+def sigma(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def log_loss(p: float, t: float) -> float:
+    """Cross-entropy of a probability."""
+    return -(t * math.log(p) if t else 0.0) - ((1 - t) * math.log(1 - p) if t < 1 else 0.0)
+
+
+def varifocal(x: float, t: float, alpha: float = 0.75, gamma: float = 2.0) -> float:
+    factor = t if t > 0 else alpha * sigma(x) ** gamma
+    return factor * log_loss(sigma(x), t)
+
+
+def asymmetric(x: float, t: float, minus: float, plus: float, clip: float) -> float:
+    p = sigma(x)
+    lowered = max(p - clip, 0.0)
+    cross_entropy = -t * math.log(p) - (1 - t) * math.log(1 - lowered)
+    p_t = p * t + (1 - lowered) * (1 - t)
+    return cross_entropy * (1 - p_t) ** (plus * t + minus * (1 - t))
+
+
+def pinball(x: float, t: float, q: float) -> float:
+    return q * (t - x) if t >= x else (1 - q) * (x - t)
+
+
+ELEMENT_BY_HAND: dict[str, Callable[..., float]] = {
+    "binary_cross_entropy": log_loss,
+    "binary_cross_entropy_with_logits": lambda x, t: log_loss(sigma(x), t),
+    "hinge_loss": lambda x, t: max(0.0, 1 - t * x),
+    "hinge_loss-squared": lambda x, t: max(0.0, 0.5 - t * x) ** 2,
+    "quality_focal_loss": lambda x, t: abs(t - sigma(x)) ** 2 * log_loss(sigma(x), t),
+    "quality_focal_loss-beta": lambda x, t: abs(t - sigma(x)) ** 1.5 * log_loss(sigma(x), t),
+    "varifocal_loss": varifocal,
+    "varifocal_loss-positives": varifocal,
+    "varifocal_loss-gamma": lambda x, t: varifocal(x, t, 0.4, 1.5),
+    "asymmetric_loss": lambda x, t: asymmetric(x, t, 4, 1, 0.05),
+    "asymmetric_loss-focusing": lambda x, t: asymmetric(x, t, 2.5, 1, 0.2),
+    "asymmetric_loss-no_clip": lambda x, t: asymmetric(x, t, 4, 0, 0.0),
+    "mse_loss": lambda x, t: (x - t) ** 2,
+    "rmse_loss": lambda x, t: abs(x - t),
+    "l1_loss": lambda x, t: abs(x - t),
+    "smooth_l1_loss": lambda x, t: smooth_l1(x - t),
+    "smooth_l1_loss-beta_0": lambda x, t: abs(x - t),
+    "huber_loss": lambda x, t: smooth_l1(x - t),
+    "huber_loss-delta": lambda x, t: (
+        0.3 * min((x - t) ** 2 / 0.6, abs(x - t) - 0.15) if abs(x - t) > 0.3 else (x - t) ** 2 / 2
+    ),
+    "log_cosh_loss": lambda x, t: math.log(math.cosh(x - t)),
+    "quantile_loss": lambda x, t: pinball(x, t, 0.3),
+    "lsgan_discriminator_loss": lambda real, fake: ((real - 1) ** 2 + fake**2) / 2,
+    "lsgan_discriminator_loss-targets": lambda real, fake: (
+        ((real - 0.9) ** 2 + (fake + 1) ** 2) / 2
+    ),
+    "lsgan_generator_loss": lambda fake: (fake - 1) ** 2 / 2,
+    "lsgan_generator_loss-target": lambda fake: (fake - 0.5) ** 2 / 2,
+    "wasserstein_discriminator_loss": lambda real, fake: fake - real,
+    "wasserstein_generator_loss": lambda fake: -fake,
+    "non_saturating_discriminator_loss": lambda real, fake: (
+        log_loss(sigma(real), 1.0) + log_loss(sigma(fake), 0.0)
+    ),
+    "non_saturating_discriminator_loss-label_smoothing": lambda real, fake: (
+        log_loss(sigma(real), 0.9) + log_loss(sigma(fake), 0.0)
+    ),
+    "non_saturating_generator_loss": lambda fake: log_loss(sigma(fake), 1.0),
+    "hinge_discriminator_loss": lambda real, fake: max(0.0, 1 - real) + max(0.0, 1 + fake),
+    "hinge_generator_loss": lambda fake: -fake,
+}
+BY_OTHER_TESTS = {"sigmoid_focal_loss", "quantile_loss-several"}
+
+
+def of_elements(case: Case) -> bool:
+    return (
+        case.family.engine == "pointwise"
+        and case.function not in BY_OTHER_TESTS
+        and case.id not in BY_OTHER_TESTS
+    )
+
+
+@pytest.mark.parametrize("case", filter(of_elements, CASES), ids=lambda case: case.id)
+def test_losses_of_elements(case: Case) -> None:
+    arguments: Arguments = case.arguments(40, torch.float64)
+    found = case.reference(arguments, reduction="none")
+    factor = arguments.pop("pos_weight", None)
+    tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    by_hand = ELEMENT_BY_HAND[case.id.removesuffix("-pos_weight")]
+    columns = [tensor.flatten().tolist() for tensor in tensors]
+    expected = [by_hand(*numbers) for numbers in zip(*columns, strict=True)]
+    wanted = torch.tensor(expected, dtype=torch.float64).view(found.shape)
+    if factor is not None:  # of the positive part
+        logits, labels = tensors
+        wanted = wanted - (factor - 1) * labels * torch.nn.functional.logsigmoid(logits)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    # The reduced losses follow from these, but for those that are reduced before something else.
+    if case.function != "rmse_loss":
+        for reduction in ("mean", "sum"):
+            reduced = case.reference(case.arguments(40, torch.float64), reduction=reduction)
+            torch.testing.assert_close(reduced, getattr(found, reduction)())
+
+
+def test_quantiles_of_forecasts() -> None:
+    arguments = find_case("quantile_loss-several").arguments((20, 3), torch.float64)
+    found = reference.quantile_loss(**arguments, reduction="none")
+    for row, (forecasts, target) in enumerate(
+        zip(arguments["input"].tolist(), arguments["target"].tolist(), strict=True)
+    ):
+        for place, x in enumerate(forecasts):
+            expected = pinball(x, target, arguments["quantiles"][place].item())
+            assert found[row, place].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.25])
+def test_root_of_the_squared_error(eps: float) -> None:
+    """The root is taken after the reduction."""
+    x, t = torch.tensor([1.0, 5.0, 2.0]), torch.tensor([1.0, 2.0, 6.0])
+    for function in (reference.rmse_loss, functional.rmse_loss):
+        assert function(x, t, eps=eps).item() == pytest.approx(math.sqrt(25 / 3 + eps))
+        assert function(x, t, "sum", eps).item() == pytest.approx(math.sqrt(25 + eps))
+        assert function(x, t, "none", eps).tolist() == pytest.approx(
+            [math.sqrt(d * d + eps) for d in (0.0, 3.0, 4.0)]
+        )
+        weight = torch.tensor([1.0, 2.0, 0.0])
+        assert function(x, t, eps=eps, weight=weight).item() == pytest.approx(math.sqrt(6 + eps))
+        assert function(x, t, eps=eps, avg_factor=5).item() == pytest.approx(math.sqrt(5 + eps))

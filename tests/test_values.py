@@ -126,6 +126,7 @@ def test_class_indices_equal_one_hot_targets(case: Case, device: str) -> None:
 
 _BCE = "binary_cross_entropy_with_logits"
 TORCH_TWINS = {
+    "binary_cross_entropy": torch_functional.binary_cross_entropy,
     "mse_loss": torch_functional.mse_loss,
     "l1_loss": torch_functional.l1_loss,
     "smooth_l1_loss": torch_functional.smooth_l1_loss,

@@ -19,6 +19,13 @@
 
 #define FASTLOSS_DEVICE_INLINE __device__ __forceinline__
 
+// Before a loop over an array that has to stay in registers.
+#if defined(__CUDACC__)
+#define FASTLOSS_UNROLL _Pragma("unroll")
+#else
+#define FASTLOSS_UNROLL
+#endif
+
 namespace fastloss::FASTLOSS_TARGET {
 
 // --- on the host ---
@@ -140,6 +147,26 @@ FASTLOSS_DEVICE_INLINE T block_sum(T value) {
   return values[0];
 }
 
+// Whether this block is the last of the grid to get here. What the others wrote before is visible
+// to it then, past its own cache: to __ldcg. Every thread of a one-dimensional grid calls this,
+// once; the last block's thread 0 owes the counter a reset_counter().
+FASTLOSS_DEVICE_INLINE bool is_last_block(const Completion& completion) {
+  if (completion.counter == nullptr) {
+    __syncthreads();
+    return true;
+  }
+  __shared__ bool is_last;
+  __threadfence();  // what was written is visible before the count says so
+  __syncthreads();
+  if (threadIdx.x == 0) is_last = atomicAdd(completion.counter, 1u) == gridDim.x - 1;
+  __syncthreads();
+  if (is_last) __threadfence();
+  return is_last;
+}
+FASTLOSS_DEVICE_INLINE void reset_counter(const Completion& completion) {
+  if (completion.counter != nullptr) *completion.counter = 0;
+}
+
 // The sums over the whole grid: the block that finishes last adds the blocks' sums, in the order of
 // the blocks whoever is last, and one of its threads calls finish(totals). Every thread of a
 // one-dimensional grid calls this, at its end.
@@ -157,15 +184,10 @@ FASTLOSS_DEVICE_INLINE void grid_sum(const T (&values)[kTotals], const Completio
     if (threadIdx.x == 0) finish(totals);
     return;
   }
-  __shared__ bool is_last;
   if (threadIdx.x == 0) {
     for (int k = 0; k < kTotals; ++k) completion.partials[k * gridDim.x + blockIdx.x] = of_block[k];
-    __threadfence();  // the partial sums are visible before the count says so
-    is_last = atomicAdd(completion.counter, 1u) == gridDim.x - 1;
   }
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
+  if (!is_last_block(completion)) return;
   for (int k = 0; k < kTotals; ++k) {
     totals[k] = 0;
     for (unsigned i = threadIdx.x; i < gridDim.x; i += kThreads) {
@@ -175,7 +197,7 @@ FASTLOSS_DEVICE_INLINE void grid_sum(const T (&values)[kTotals], const Completio
   }
   block_sum<kThreads>(totals);
   if (threadIdx.x == 0) {
-    *completion.counter = 0;
+    reset_counter(completion);
     finish(totals);
   }
 }

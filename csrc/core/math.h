@@ -51,6 +51,8 @@ FASTLOSS_INLINE double max(double a, double b) { return is_nan(a) || a > b ? a :
 
 FASTLOSS_INLINE float abs(float x) { return ::fabsf(x); }
 FASTLOSS_INLINE double abs(double x) { return ::fabs(x); }
+FASTLOSS_INLINE float trunc(float x) { return ::truncf(x); }
+FASTLOSS_INLINE double trunc(double x) { return ::trunc(x); }
 FASTLOSS_INLINE float sqrt(float x) { return ::sqrtf(x); }
 FASTLOSS_INLINE double sqrt(double x) { return ::sqrt(x); }
 FASTLOSS_INLINE float exp(float x) { return ::expf(x); }

@@ -48,6 +48,20 @@ FASTLOSS_INLINE X one_minus_exp_of_minus(const X& x) {
   return (V(2) * t) / (V(1) + t);
 }
 
+// ln cosh x. |x| − ln(1 + tanh|x|) is the same, but near 0 it is a difference of nearly equal
+// numbers.
+template <class X>
+FASTLOSS_INLINE X log_cosh(const X& x) {
+  if constexpr (IsDual<X>) {
+    return chain(x, log_cosh(x.value), tanh(x.value));
+  } else {
+    using T = scalar_of<X>;
+    const X slope = tanh(x), magnitude = abs(x);
+    return select(magnitude < T(0.625), T(-0.5) * log1p(-(slope * slope)),
+                  magnitude - log1p_unit(abs(slope)));
+  }
+}
+
 // base^exponent for base ≥ 0 and one exponent for all elements. The base is clamped to the smallest
 // normal number where it would need a logarithm, so that an exponent below 1 has a finite slope at
 // 0.

@@ -87,13 +87,10 @@ struct IgnoredLabels {
   bool negatives = false;  // those with a negative one
 };
 
-// A class index outside [0, classes], thrown by CPU kernels after the parallel part (CUDA kernels
-// trap).
-struct LabelOutOfRange {
-  int64_t position;  // of the row
-  int64_t label;
-  int64_t largest;
-};
+// A label or an input outside the range its loss is defined on, thrown by CPU kernels after the
+// parallel part (CUDA kernels trap). Which one it was is looked for by who catches it.
+struct LabelOutOfRange {};
+struct InputOutOfRange {};
 
 // The most float parameters a formula may take, eps included.
 constexpr int kMaxParameters = 8;

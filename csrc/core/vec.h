@@ -329,6 +329,73 @@ FASTLOSS_INLINE void store_transposed(T* records, Vec<T> a, Vec<T> b, Vec<T> c, 
   }
 }
 
+// ---- kLanes vectors as the rows of a matrix ----
+
+template <class T>
+struct Square {
+  Vec<T> row[Vec<T>::kLanes];
+};
+
+namespace lanes {
+
+// 0 ... kCount - 1. (Spelled out by packs: of a loop the compiler leaves the rows in
+// memory.)
+template <int kCount>
+using Steps = std::make_integer_sequence<int, kCount>;
+
+template <class T, int... Row>
+FASTLOSS_INLINE Square<T> load_square(const T* rows, int64_t stride,
+                                      std::integer_sequence<int, Row...>) {
+  return {{Vec<T>::load(rows + Row * stride)...}};
+}
+template <class T, int... Row>
+FASTLOSS_INLINE void store_square(T* rows, int64_t stride, const Square<T>& square,
+                                  std::integer_sequence<int, Row...>) {
+  (square.row[Row].store(rows + Row * stride), ...);
+}
+
+// The lower or the upper halves of two vectors, lane by lane in turn.
+template <int kUpper, class Lanes, int... Lane>
+FASTLOSS_INLINE Lanes interleaved(Lanes a, Lanes b, std::integer_sequence<int, Lane...>) {
+  constexpr int kLanes = sizeof...(Lane);
+  using Order = Alternate<kLanes, kLanes>;
+  return __builtin_shufflevector(a, b, Order::join(Lane, kUpper)...);
+}
+
+// Row r of the result: half of the lanes of rows r / 2 and r / 2 + kLanes / 2, in turn.
+template <class T, int... Row>
+FASTLOSS_INLINE Square<T> interleave(const Square<T>& in, std::integer_sequence<int, Row...>) {
+  constexpr int kHalf = Vec<T>::kLanes / 2;
+  return {{interleaved<Row % 2>(in.row[Row / 2].lanes, in.row[Row / 2 + kHalf].lanes,
+                                Steps<Vec<T>::kLanes>{})...}};
+}
+
+template <class T, int kDigit = 1>
+FASTLOSS_INLINE Square<T> interleave_from(const Square<T>& in) {
+  if constexpr (kDigit == Vec<T>::kLanes) {
+    return in;
+  } else {
+    return interleave_from<T, 2 * kDigit>(interleave(in, Steps<Vec<T>::kLanes>{}));
+  }
+}
+
+}  // namespace lanes
+
+template <class T>
+FASTLOSS_INLINE Square<T> load_square(const T* rows, int64_t stride) {
+  return lanes::load_square(rows, stride, lanes::Steps<Vec<T>::kLanes>{});
+}
+template <class T>
+FASTLOSS_INLINE void store_square(T* rows, int64_t stride, const Square<T>& square) {
+  lanes::store_square(rows, stride, square, lanes::Steps<Vec<T>::kLanes>{});
+}
+// Rows become columns. Interleaving the upper half of the rows with the lower one rotates the
+// digits of (row, column) by one: done as often as either has digits, they have changed places.
+template <class T>
+FASTLOSS_INLINE Square<T> transposed(const Square<T>& in) {
+  return lanes::interleave_from(in);
+}
+
 // ---- elementary functions ----
 //
 // float: at most 2 ulp, double: at most 4, over the whole range, denormal results included; special
@@ -342,6 +409,13 @@ FASTLOSS_INLINE Vec<T> sign_bit(Vec<T> x) {
 template <class T>
 FASTLOSS_INLINE Vec<T> abs(Vec<T> x) {
   return Vec<T>::from_bits(x.bits() & ~Vec<T>(T(-0.0)).bits());
+}
+// Towards 0, of numbers that fit an integer of their size.
+template <class T>
+FASTLOSS_INLINE Vec<T> trunc(Vec<T> x) {
+  using Integers = typename Mask<T>::Native;
+  return __builtin_convertvector(__builtin_convertvector(x.lanes, Integers),
+                                 typename Vec<T>::Lanes);
 }
 // The magnitude of a number that is not negative, with the sign of another.
 template <class T>

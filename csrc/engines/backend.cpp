@@ -10,6 +10,7 @@
 #include "losses/box_crowd.h"
 #include "losses/box_pair.h"
 #include "losses/pointwise.h"
+#include "losses/region.h"
 #include "losses/softmax.h"
 
 namespace fastloss {
@@ -108,9 +109,10 @@ const Backend* cuda_backend() {
 
 const Catalogue& catalogue() {
   static constexpr Catalogue kCatalogue{
-      list_of<FASTLOSS_TARGET::PointwiseLosses>(), list_of<FASTLOSS_TARGET::BoxPairLosses>(),
-      list_of<FASTLOSS_TARGET::BoxSimilarities>(), list_of<FASTLOSS_TARGET::BoxCrowdLosses>(),
-      list_of<FASTLOSS_TARGET::SoftmaxLosses>()};
+      list_of<FASTLOSS_TARGET::PointwiseLosses>(),   list_of<FASTLOSS_TARGET::BoxPairLosses>(),
+      list_of<FASTLOSS_TARGET::BoxSimilarities>(),   list_of<FASTLOSS_TARGET::BoxCrowdLosses>(),
+      list_of<FASTLOSS_TARGET::SoftmaxLosses>(),     list_of<FASTLOSS_TARGET::RegionLosses>(),
+      list_of<FASTLOSS_TARGET::RankedRegionLosses>()};
   return kCatalogue;
 }
 

@@ -7,6 +7,8 @@
 #include "engines/box_pair.h"
 #include "engines/label_total.h"
 #include "engines/pointwise.h"
+#include "engines/ranked_region.h"
+#include "engines/region.h"
 #include "engines/scale.h"
 #include "engines/sequence.h"
 #include "engines/softmax.h"
@@ -22,6 +24,10 @@ struct Backend {
   void (*box_crowd)(const BoxCrowdArguments&, const Execution&);
   void (*softmax)(const SoftmaxArguments&, const Execution&);
   void (*label_total)(const LabelTotalArguments&, const Execution&);
+  void (*region_sums)(const RegionArguments&, const Execution&);
+  void (*region_gradient)(const RegionArguments&, const Execution&);
+  void (*region_errors)(const RegionArguments&, const Execution&);
+  void (*ranked_region)(const RankedRegionArguments&, const Execution&);
   void (*crf)(const CrfArguments&, const Execution&);
   int64_t (*crf_scratch)(const CrfArguments&);
   void (*decode)(const DecodeArguments&, const Execution&);
@@ -33,14 +39,23 @@ struct Backend {
 struct LossInfo {
   const char* name;
   int parameters;
-  int device_parameter_index;  // the parameter that may come from the device, or -1
-  bool weighted_mean;  // a weighted mean divides by Σ weight (else by the number of elements)
-  bool class_targets;  // integer targets may be class indices
-  const char *input_name, *target_name;  // what a pointwise loss calls its arguments
+  int device_parameter_index = -1;  // the parameter that may come from the device, or -1
+  bool weighted_mean =
+      true;  // a weighted mean divides by Σ weight (else by the number of elements)
   // Engine softmax: which parameters are these, or -1. That of the class weight holds NaN where the
   // weight is a tensor.
-  int ignore_index, smoothing, softcap, class_weight;
-  ClassTarget class_target;
+  int ignore_index = -1, smoothing = -1, softcap = -1, class_weight = -1;
+  ClassTarget class_target = ClassTarget::kIndex;
+  // Of pointwise losses:
+  Targets targets = Targets::kNumbers;
+  bool has_range = false;  // whether an input outside [lowest, highest] is an error
+  double lowest = 0, highest = 0;
+  // What the loss calls its arguments.
+  const char *input_name = "input", *target_name = "target", *extra_name = "pos_weight";
+  // Of region losses:
+  bool pools_classes = false;      // one loss for all classes together
+  bool has_voxel_loss = false;     // adds a loss of voxels
+  bool weighs_background = false;  // that has a class weight for the background, always
 };
 struct LossList {
   const LossInfo* begin;
@@ -48,7 +63,7 @@ struct LossList {
   int find(const char* name) const;  // the index, or -1
 };
 struct Catalogue {
-  LossList pointwise, box_pair, box_matrix, box_crowd, softmax;
+  LossList pointwise, box_pair, box_matrix, box_crowd, softmax, region, ranked_region;
 };
 const Catalogue& catalogue();
 

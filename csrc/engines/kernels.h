@@ -12,6 +12,10 @@ void box_matrix(const BoxMatrixArguments& arguments, const Execution& execution)
 void box_crowd(const BoxCrowdArguments& arguments, const Execution& execution);
 void softmax(const SoftmaxArguments& arguments, const Execution& execution);
 void label_total(const LabelTotalArguments& arguments, const Execution& execution);
+void region_sums(const RegionArguments& arguments, const Execution& execution);
+void region_gradient(const RegionArguments& arguments, const Execution& execution);
+void region_errors(const RegionArguments& arguments, const Execution& execution);
+void ranked_region(const RankedRegionArguments& arguments, const Execution& execution);
 void crf(const CrfArguments& arguments, const Execution& execution);
 int64_t crf_scratch(const CrfArguments& arguments);
 void decode(const DecodeArguments& arguments, const Execution& execution);

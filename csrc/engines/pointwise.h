@@ -18,6 +18,14 @@ enum PointwiseOperand {
   kPointwiseOperands,
 };
 
+// What a formula takes for a target.
+enum class Targets {
+  kNumbers,          // one per element
+  kNumbersOrLabels,  // or class indices
+  kSecondInput,      // one per element; a prediction like the input, so never an integer
+  kNone,             // the formula sees the input alone
+};
+
 enum class TargetKind {
   kDense,       // one number per element
   kClassIndex,  // one label per row of `classes` elements: 1 at the label, 0 elsewhere. `classes`
@@ -29,7 +37,7 @@ struct PointwiseArguments {
   int loss = 0;  // index in PointwiseLosses
   double parameters[kMaxParameters] = {};
   Layout layout;
-  Input input, target, weight, pos_weight;
+  Input input, target, weight, pos_weight;  // target: null for Targets::kNone
   TargetKind target_kind = TargetKind::kDense;
   int64_t classes = 0;
   Output input_gradient,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "core/vec.h"
 #include "engines/kernels.h"
+#include "engines/labels.h"
 #include "engines/staging.h"
 #include "losses/pointwise.h"
 
@@ -22,6 +23,7 @@ struct Block {
   const T* weight;
   const T* pos_weight;
   const T* counts;  // 0 where the element does not count; null: all do
+  bool* outside;    // set where an input is out of the formula's range
   T* input_gradient;
   T* target_gradient;
   T* values;
@@ -34,11 +36,23 @@ template <class Formula, class T, Gradients kGradients>
                                    T gradient_scale, bool streaming) {
   using V = Vec<T>;
   constexpr unsigned kInputSeed = 1, kTargetSeed = 2;
+  const auto target_at = [&](int64_t i) {
+    if constexpr (targets_of<Formula> == Targets::kNone) {
+      return V(0);
+    } else {
+      return variable<kTargetSeed, kGradients == Gradients::kInputAndTarget>(
+          V::load(block.target + i));
+    }
+  };
   V sum(0);
+  Mask<T> outside{};
   for (int64_t i = 0; i < count; i += V::kLanes) {
-    const auto x = variable<kInputSeed, kGradients != Gradients::kNone>(V::load(block.input + i));
-    const auto t =
-        variable<kTargetSeed, kGradients == Gradients::kInputAndTarget>(V::load(block.target + i));
+    const V input = V::load(block.input + i);
+    if constexpr (has_range<Formula>) {
+      outside = outside | (input < T(Formula::kRange[0])) | (input > T(Formula::kRange[1]));
+    }
+    const auto x = variable<kInputSeed, kGradients != Gradients::kNone>(input);
+    const auto t = target_at(i);
     const V pos_weight = block.pos_weight ? V::load(block.pos_weight + i) : V(1);
     const auto result = Formula::loss(x, t, pos_weight, parameter);
     V value = detach(result);
@@ -67,6 +81,7 @@ template <class Formula, class T, Gradients kGradients>
     if (block.values) value.store(block.values + i);
     sum += value;
   }
+  if (any(outside)) *block.outside = true;
   return sum;
 }
 
@@ -84,7 +99,7 @@ T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient
     counts[kLanes] = {};
   T input_gradient[kLanes], target_gradient[kLanes], values[kLanes];
   copy(input, block.input + whole, rest);
-  copy(target, block.target + whole, rest);
+  if (block.target) copy(target, block.target + whole, rest);
   if (block.weight) copy(weight, block.weight + whole, rest);
   if (block.pos_weight) copy(pos_weight, block.pos_weight + whole, rest);
   for (int64_t i = 0; i < rest; ++i) counts[i] = block.counts ? block.counts[whole + i] : T(1);
@@ -93,6 +108,7 @@ T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient
                         .weight = block.weight ? weight : nullptr,
                         .pos_weight = block.pos_weight ? pos_weight : nullptr,
                         .counts = counts,
+                        .outside = block.outside,
                         .input_gradient = input_gradient,
                         .target_gradient = target_gradient,
                         .values = values};
@@ -166,7 +182,7 @@ FASTLOSS_INLINE int64_t label_offset(const PointwiseArguments& arguments, int64_
 // elements do.
 template <class T>
 bool expand_labels(T* targets, T* counts, const PointwiseArguments& arguments, int64_t begin,
-                   int64_t end, FirstBadLabel& bad) {
+                   int64_t end, LabelFault& fault) {
   bool all_count = true;
   const int64_t size = end - begin, classes = arguments.classes;
   for (int64_t i = 0; i < size; ++i) targets[i] = T(0);
@@ -174,7 +190,7 @@ bool expand_labels(T* targets, T* counts, const PointwiseArguments& arguments, i
   for (int64_t i = 0; i < size; ++row, first = 0) {
     const int64_t span = classes - first < size - i ? classes - first : size - i;
     const int64_t label = load_integer(arguments.target, label_offset(arguments, row));
-    if (label > classes) bad.note(row, label);
+    fault.note(label <= classes);
     if (label >= first && label < first + span) targets[i + label - first] = T(1);
     if (label < 0) {
       if (all_count) {
@@ -198,20 +214,23 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
   const bool streaming =
       arguments.input_gradient && outlives_caches(layout.numel * int64_t{sizeof(T)}) &&
       is_direct<T>(layout, kPointwiseInputGradient, arguments.input_gradient.dtype);
-  FirstBadLabel bad;
+  LabelFault fault;
+  bool any_outside = false;
 
   const double sum = sum_over_chunks(
       execution, layout.numel, kSmallestChunk, [&](int64_t chunk_begin, int64_t chunk_end) {
         Stage<T> stage;
         double chunk_sum = 0.0;
+        bool outside = false;
         for (int64_t begin = chunk_begin; begin < chunk_end; begin += kBlock) {
           const int64_t end = begin + kBlock < chunk_end ? begin + kBlock : chunk_end;
           Block<T> block;
           block.input = read(stage.input, layout, kPointwiseInput, arguments.input, begin, end);
           block.counts = nullptr;
+          block.outside = &outside;
           if (arguments.target_kind == TargetKind::kClassIndex) {
             block.target = stage.target;
-            if (!expand_labels(stage.target, stage.counts, arguments, begin, end, bad))
+            if (!expand_labels(stage.target, stage.counts, arguments, begin, end, fault))
               block.counts = stage.counts;
           } else {
             block.target =
@@ -236,9 +255,11 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
           write(stage.values, layout, kPointwiseValues, values, begin, end);
         }
         if (streaming) streaming_fence();
+        if (outside) __atomic_store_n(&any_outside, true, __ATOMIC_RELAXED);
         return chunk_sum;
       });
-  bad.throw_if_any(arguments.classes);
+  if (any_outside) throw InputOutOfRange{};
+  fault.throw_if_any();
   store_total<T>(arguments.loss_output, arguments.loss_scale, sum);
 }
 

@@ -47,15 +47,23 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
       return Span{offsets[operand], stride, stride == 1};
     };
 
-    T x[kWidth], t[kWidth], weight[kWidth], pos_weight[kWidth];
+    T x[kWidth], t[kWidth] = {}, weight[kWidth], pos_weight[kWidth];
     bool counts = true;
     for (int i = 0; i < kWidth; ++i) weight[i] = pos_weight[i] = T(1);
     load(x, arguments.input, span_of(kPointwiseInput));
-    if (arguments.target_kind == TargetKind::kClassIndex) {
-      counts = expand_label(t, arguments, position,
-                            load_integer(arguments.target, offsets[kPointwiseTarget]));
-    } else {
-      load(t, arguments.target, span_of(kPointwiseTarget));
+    if constexpr (has_range<Formula>) {
+      for (int i = 0; i < kWidth; ++i) {
+        FASTLOSS_DEVICE_ASSERT(!(x[i] < T(Formula::kRange[0]) || x[i] > T(Formula::kRange[1])),
+                               "fastloss: an input is out of the range of its loss");
+      }
+    }
+    if constexpr (targets_of<Formula> != Targets::kNone) {
+      if (arguments.target_kind == TargetKind::kClassIndex) {
+        counts = expand_label(t, arguments, position,
+                              load_integer(arguments.target, offsets[kPointwiseTarget]));
+      } else {
+        load(t, arguments.target, span_of(kPointwiseTarget));
+      }
     }
     if (arguments.weight.data) load(weight, arguments.weight, span_of(kPointwiseWeight));
     if (arguments.pos_weight.data)
@@ -63,10 +71,11 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 
     T values[kWidth], input_gradient[kWidth], target_gradient[kWidth];
     for (int i = 0; i < kWidth; ++i) {
+      constexpr bool kTargetVaries =
+          kGradients == Gradients::kInputAndTarget && targets_of<Formula> != Targets::kNone;
       const auto result =
           Formula::loss(variable<kInputSeed, kGradients != Gradients::kNone>(x[i]),
-                        variable<kTargetSeed, kGradients == Gradients::kInputAndTarget>(t[i]),
-                        pos_weight[i], parameter);
+                        variable<kTargetSeed, kTargetVaries>(t[i]), pos_weight[i], parameter);
       // Selected, not multiplied: what does not count may hold anything, NaN too.
       values[i] = counts ? detach(result) * weight[i] : T(0);
       input_gradient[i] =

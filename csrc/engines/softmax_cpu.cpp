@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "core/vec.h"
+#include "engines/class_tile.h"
 #include "engines/kernels.h"
+#include "engines/labels.h"
 #include "engines/softmax_row.h"
 #include "engines/staging.h"
 
@@ -15,7 +15,7 @@ namespace {
 // exponentials are computed twice, and the logits read again from the L2 cache.
 constexpr int64_t kTile = 4096;
 // Rows worked on together where the classes are strided: lanes are rows then.
-constexpr int64_t kMaxRows = 128;
+constexpr int64_t kMaxRows = 256;
 // Below this, waking a second thread costs more than it saves.
 constexpr int64_t kSmallestChunk = 16384;
 
@@ -35,28 +35,13 @@ constexpr int64_t padded(int64_t count) {
   return (count + Vec<T>::kLanes - 1) / Vec<T>::kLanes * Vec<T>::kLanes;
 }
 
-// Aligned memory of a chunk.
-template <class T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : memory_(static_cast<T*>(
-            ::operator new(static_cast<std::size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
-  T* get() const { return memory_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> memory_;
-};
-
 // What some rows come down to, and what the formula makes of it; a lane per row.
 template <class T>
 struct Rows {
   int64_t count = 0;
-  int64_t label[kMaxRows];        // the class; the lower one of two for positions
-  alignas(64) T upper[kMaxRows];  // the upper one's share of the label
+  int64_t label[kMaxRows];         // the class; the lower one of two for positions
+  alignas(64) T number[kMaxRows];  // the same as a number, -1 for none; of rows in columns
+  alignas(64) T upper[kMaxRows];   // the upper one's share of the label
   alignas(64) T counts[kMaxRows];
   alignas(64) T weight[kMaxRows];
   alignas(64) T shift[kMaxRows];
@@ -97,7 +82,7 @@ class Engine {
   }
 
   void run() {
-    const bool in_columns = lies_in_columns();
+    const bool in_columns = works_in_columns();
     // Rows in columns share tiles: a chunk is a multiple of them.
     const int64_t rows = kSmallestChunk / classes_;
     const int64_t smallest = in_columns ? (rows / kMaxRows + 1) * kMaxRows : rows > 0 ? rows : 1;
@@ -112,17 +97,20 @@ class Engine {
           if (streaming_) streaming_fence();
           return chunk_sum;
         });
-    bad_.throw_if_any(classes_ - 1);
+    fault_.throw_if_any();
     store_total<T>(arguments_.loss_output, arguments_.loss_scale, sum);
   }
 
  private:
   int64_t row_stride(int operand) const { return arguments_.rows.stride[operand][0]; }
 
-  // Whether neighbouring numbers in memory belong to neighbouring rows, not to one row's classes.
-  bool lies_in_columns() const {
-    return arguments_.class_stride[kSoftmaxInput] != 1 && arguments_.rows.dims > 0 &&
-           row_stride(kSoftmaxInput) == 1;
+  // Whether lanes are rows: where neighbours in memory belong to neighbouring rows, and where a row
+  // is so narrow that what each takes by itself would outweigh its vectors.
+  bool works_in_columns() const {
+    constexpr int64_t kNarrow = 32;
+    if (arguments_.rows.dims == 0 || classes_ == 1 || classes_ > kMostClasses<T>) return false;
+    return classes_ <= kNarrow ||
+           (arguments_.class_stride[kSoftmaxInput] != 1 && row_stride(kSoftmaxInput) == 1);
   }
 
   V capped(V x) const { return softcapped(x, V(T(softcap_))); }
@@ -135,30 +123,27 @@ class Engine {
         : engine_(engine),
           in_columns_(in_columns),
           classes_(engine.classes_),
-          pitch_(in_columns ? columns_pitch() : padded<T>(classes_ < kTile ? classes_ : kTile)),
-          tile_size_(in_columns           ? pitch_ * classes_
-                     : pitch_ > kTile / 2 ? pitch_
-                                          : kTile),
-          memory_(tile_size_ * (kProbabilities ? 2 : 1)),
+          columns_(in_columns ? classes_ : 1),
+          share_columns_(in_columns && kProbabilities ? classes_ : 1),
+          pitch_(in_columns ? columns_.pixels() : padded<T>(std::min(classes_, kTile))),
+          rows_per_tile_(std::clamp(kTile / pitch_, int64_t{1}, int64_t{V::kLanes})),
+          memory_(in_columns ? 0 : rows_per_tile_ * pitch_ * (kProbabilities ? 2 : 1)),
           input_is_plain_(is_plain(kSoftmaxInput, engine.arguments_.input)),
           gradient_is_plain_(is_plain(kSoftmaxGradient, engine.arguments_.gradient)),
-          tile_(memory_.get()),
-          shares_(kProbabilities ? tile_ + tile_size_ : nullptr) {}
+          tile_(in_columns ? columns_.row(0) : memory_.get()),
+          shares_(in_columns ? share_columns_.row(0) : tile_ + rows_per_tile_ * pitch_) {}
 
     // Rows that lie evenly: the same stride from each to the next. Returns the sum of their losses.
     double run(int64_t first, const int64_t* offsets, int64_t length) {
-      const int64_t together = in_columns_ ? pitch_
-                               : classes_ > kTile
-                                   ? 1
-                                   : std::min(tile_size_ / pitch_, int64_t{V::kLanes});
+      const int64_t together = in_columns_ ? std::min(pitch_, kMaxRows) : rows_per_tile_;
       double sum = 0.0;
       for (int64_t i = 0; i < length; i += together) {
         rows_.count = std::min(together, length - i);
         for (int k = 0; k < kSoftmaxOperands; ++k)
           offset_[k] = offsets[k] + i * engine_.row_stride(k);
-        read_labels(first + i);
+        read_labels();
         if (in_columns_) {
-          read_columns();
+          read_columns(first + i);
         } else if (classes_ > kTile) {
           read_wide_row();
         } else {
@@ -167,7 +152,7 @@ class Engine {
         sum += double(evaluate());
         if (kGradient && arguments().gradient) {
           if (in_columns_) {
-            write_columns();
+            write_columns(first + i);
           } else {
             for (int64_t r = 0; r < rows_.count; ++r) write_row(r);
           }
@@ -177,12 +162,6 @@ class Engine {
     }
 
    private:
-    // Rows per tile: as many as keep it in the L1 cache, a vector at least.
-    int64_t columns_pitch() const {
-      const int64_t fitting = 2 * kTile / classes_ / V::kLanes * V::kLanes;
-      return std::clamp(fitting, int64_t{V::kLanes}, kMaxRows);
-    }
-
     const SoftmaxArguments& arguments() const { return engine_.arguments_; }
     const T* parameter() const { return engine_.parameter_; }
     int64_t class_stride(int operand) const { return arguments().class_stride[operand]; }
@@ -199,36 +178,61 @@ class Engine {
 
     // ---- targets ----
 
-    void read_labels(int64_t first) {
-      const int64_t stride = engine_.row_stride(kSoftmaxTarget);
+    void read_labels() {
+      const int64_t stride = engine_.row_stride(kSoftmaxTarget), count = rows_.count;
       if constexpr (kTarget == ClassTarget::kIndex) {
-        load_integers(rows_.label, arguments().target, offset_[kSoftmaxTarget], stride,
-                      rows_.count);
-        for (int64_t r = 0; r < rows_.count; ++r) {
-          int64_t& label = rows_.label[r];
-          const bool counts = !is_ignored(arguments().ignored, label);
-          if (label < 0 || label >= classes_) {
-            if (counts) engine_.bad_.note(first + r, label);
-            label = 0;
-          }
-          rows_.counts[r] = T(counts);
-          rows_.weight[r] = engine_.weights_ ? engine_.weights_[label] : T(1);
+        const T* const weights = engine_.weights_;
+        if (in_columns_) {
+          read_class_numbers(rows_.number, rows_.counts);
+          if (kReadsRow && weights == nullptr) return fill(rows_.weight, T(1));
+          index_classes(rows_.number);
+        } else {  // at most a vector of them
+          double number[V::kLanes], counts[V::kLanes];
+          read_class_numbers(number, counts);
+          std::copy_n(counts, count, rows_.counts);
+          index_classes(number);
         }
+        for (int64_t r = 0; r < count; ++r)
+          rows_.weight[r] = weights ? weights[rows_.label[r]] : T(1);
         return;
       }
       if constexpr (kTarget == ClassTarget::kPosition) {
-        T position[kMaxRows];
-        load_strided(position, 1, arguments().target, offset_[kSoftmaxTarget], stride, rows_.count);
-        for (int64_t r = 0; r < rows_.count; ++r) {
-          const auto [lower, upper_share] = around(position[r], classes_);
-          rows_.label[r] = lower;
-          rows_.upper[r] = upper_share;
+        alignas(64) T position[kMaxRows];
+        load_strided(position, 1, arguments().target, offset_[kSoftmaxTarget], stride, count);
+        for (int64_t r = count; r < padded<T>(count); ++r) position[r] = T(0);
+        for (int64_t r = 0; r < count; r += V::kLanes) {
+          const auto [lower, upper_share] = around(V::load(position + r), classes_);
+          lower.store(rows_.number + r);
+          upper_share.store(rows_.upper + r);
         }
+        if (!in_columns_) index_classes(rows_.number);
       }
-      for (int64_t r = 0; r < rows_.count; ++r) rows_.counts[r] = rows_.weight[r] = T(1);
+      fill(rows_.counts, T(1));
+      fill(rows_.weight, T(1));
       if (arguments().row_weight) {
         load_strided(rows_.weight, 1, arguments().row_weight, offset_[kSoftmaxRowWeight],
-                     engine_.row_stride(kSoftmaxRowWeight), rows_.count);
+                     engine_.row_stride(kSoftmaxRowWeight), count);
+      }
+    }
+
+    // All rows, in whole vectors.
+    void fill(T* numbers, T value) const {
+      for (int64_t r = 0; r < rows_.count; r += V::kLanes) V(value).store(numbers + r);
+    }
+
+    template <class Number>
+    void read_class_numbers(Number* number, Number* counts) {
+      const LabelReader<Number> reader(arguments().target, arguments().ignored, classes_);
+      engine_.fault_.note(reader.read(number, counts, offset_[kSoftmaxTarget],
+                                      engine_.row_stride(kSoftmaxTarget), rows_.count));
+    }
+
+    // What is no class becomes one that may be read: its row does not count, or is an error.
+    template <class Number>
+    void index_classes(const Number* number) {
+      for (int64_t r = 0; r < rows_.count; ++r) {
+        const bool exists = number[r] >= Number(0) && number[r] < Number(classes_);
+        rows_.label[r] = exists ? static_cast<int64_t>(number[r]) : 0;
       }
     }
 
@@ -236,8 +240,7 @@ class Engine {
     T pick(int64_t row) const {
       if constexpr (kProbabilities) return T(0);
       const auto logit = [&](int64_t label) {
-        const int64_t offset =
-            offset_of(kSoftmaxInput, row) + label * class_stride(kSoftmaxInput);
+        const int64_t offset = offset_of(kSoftmaxInput, row) + label * class_stride(kSoftmaxInput);
         T x;
         if (input_is_plain_) {
           x = static_cast<const T*>(arguments().input.data)[offset];
@@ -330,8 +333,7 @@ class Engine {
         }
       }
       // The next rows are fetched while these are worked on.
-      const int64_t ahead =
-          input_is_plain_ ? engine_.row_stride(kSoftmaxInput) * rows_.count : 0;
+      const int64_t ahead = input_is_plain_ ? engine_.row_stride(kSoftmaxInput) * rows_.count : 0;
       for (int64_t r = 0; r < rows_.count; ++r) {
         Sums sums;
         if (kReadsRow && rows_.counts[r] != T(0)) {
@@ -343,8 +345,8 @@ class Engine {
       }
     }
 
-    // A row wider than a tile, a tile at a time: the sums so far are relative to the largest logit so
-    // far.
+    // A row wider than a tile, a tile at a time: the sums so far are relative to the largest logit
+    // so far.
     void read_wide_row() {
       if (rows_.counts[0] == T(0)) return store_sums(0, {});
       T highest = kNone<T>, shift = Statistic::kShiftIsPicked ? pick(0) : T(0);
@@ -506,12 +508,16 @@ class Engine {
       }
     }
 
-    // ---- rows whose classes are strided: lanes are rows, a tile holds [classes, pitch] ----
+    // ---- rows in columns, see works_in_columns(): lanes are rows, a tile holds [classes, pitch]
+    // ----
 
-    void read_columns() {
+    ClassAxis axis(int operand) const { return {operand, class_stride(operand)}; }
+
+    void read_columns(int64_t begin) {
       const int64_t count = rows_.count, all = padded<T>(count);
       if constexpr (kReadsRow) {
-        load_tile(tile_, arguments().input, kSoftmaxInput, T(0));
+        columns_.load(arguments().input, arguments().rows, axis(kSoftmaxInput), begin,
+                      begin + count);
         if (caps()) {
           for (int64_t c = 0; c < classes_; ++c) {
             for (T *x = tile_ + c * pitch_, *end = x + all; x < end; x += V::kLanes)
@@ -520,55 +526,77 @@ class Engine {
         }
       }
       if constexpr (kProbabilities) {
-        load_tile(shares_, arguments().target, kSoftmaxTarget, T(0));
+        share_columns_.load(arguments().target, arguments().rows, axis(kSoftmaxTarget), begin,
+                            begin + count);
         for (int64_t c = 0; c < classes_; ++c) {
           smooth(shares_ + c * pitch_, count, engine_.weights_ ? engine_.weights_ + c : nullptr, 0);
         }
       }
-      T picked[kMaxRows];
-      for (int64_t r = 0; r < count; ++r) {
-        if constexpr (!kReadsRow || kProbabilities) {
-          picked[r] = pick(r);
+      if constexpr (!kReadsRow) {
+        for (int64_t r = 0; r < count; ++r) rows_.picked[r] = pick(r);
+      }
+      for (int64_t r = count; r < all; ++r) {
+        rows_.number[r] = rows_.picked[r] = rows_.upper[r] = rows_.weight[r] = rows_.counts[r] =
+            T(0);
+      }
+      // The next rows are fetched while these are worked on.
+      const ClassAhead ahead = ClassTile<T>::ahead(arguments().input, arguments().rows,
+                                                   axis(kSoftmaxInput), begin + count);
+      for (int64_t r = 0; r < all; r += V::kLanes) {
+        if (caps()) {
+          add_column<false>(r, ahead);
         } else {
-          T& at_label = tile_[rows_.label[r] * pitch_ + r];
-          picked[r] = at_label;
-          if constexpr (kTarget == ClassTarget::kPosition)
-            picked[r] = interpolate(at_label, (&at_label)[pitch_], rows_.upper[r]);
-          if constexpr (Statistic::kExcludesPicked) at_label = kNone<T>;
+          add_column<true>(r, ahead);
         }
       }
-      for (int64_t r = count; r < all; ++r) picked[r] = rows_.weight[r] = rows_.counts[r] = T(0);
-      for (int64_t r = 0; r < all; r += V::kLanes) add_column(r, V::load(picked + r));
     }
 
-    void load_tile(T* tile, const Input& from, int operand, T padding) const {
-      const int64_t count = rows_.count, all = padded<T>(count);
-      for (int64_t c = 0; c < classes_; ++c) {
-        T* out = tile + c * pitch_;
-        load_strided(out, 1, from, offset_[operand] + c * class_stride(operand),
-                     engine_.row_stride(operand), count);
-        for (int64_t r = count; r < all; ++r) out[r] = padding;
-      }
-    }
+    // Where a vector of rows is at the class its label picks, the lower one of two for positions;
+    // where at the upper one. No scattered access to a tile is as fast, nor is it for many classes
+    // much slower.
+    struct Picks {
+      V label;
+      explicit Picks(const T* numbers) : label(V::load(numbers)) {}
+      Mask<T> lower(V c) const { return c == label; }
+      Mask<T> upper(V c) const { return c == label + V(1); }
+    };
 
-    // A vector of rows, from its first row on.
-    void add_column(int64_t first, V picked) {
+    // A vector of rows, from its first row on. Of capped logits nothing is kept: they are needed
+    // again.
+    template <bool kKeeps>
+    void add_column(int64_t first, const ClassAhead& ahead) {
       T* const x = tile_ + first;
+      const Picks picks(rows_.number + first);
+      V picked = kReadsRow ? V(0) : V::load(rows_.picked + first), peak(kNone<T>);
+      if constexpr (kReadsRow) {
+        V upper(0), number(0);
+        for (int64_t c = 0; c < classes_; ++c, number += V(1)) {
+          V at = V::load(x + c * pitch_);
+          if constexpr (!kProbabilities) picked = select(picks.lower(number), at, picked);
+          if constexpr (kTarget == ClassTarget::kPosition)
+            upper = select(picks.upper(number), at, upper);
+          if constexpr (Statistic::kExcludesPicked) {
+            at = select(picks.lower(number), V(kNone<T>), at);
+            at.store(x + c * pitch_);
+          }
+          peak = larger(at, peak);
+        }
+        if constexpr (kTarget == ClassTarget::kPosition)
+          picked = interpolate(picked, upper, V::load(rows_.upper + first));
+      }
       V shift(0);
       if constexpr (Statistic::kShiftIsPicked) {
         shift = picked;
       } else if constexpr (kReadsRow) {
-        V peak(kNone<T>);
-        for (int64_t c = 0; c < classes_; ++c) peak = larger(V::load(x + c * pitch_), peak);
         shift = select(peak == V(kNone<T>), V(0), peak);
       }
       V sum(0), slope_sum(0), blend(0), mass(0);
       if constexpr (kReadsRow) {
-        const bool keeps = !caps();
         for (int64_t c = 0; c < classes_; ++c) {
+          ahead.ask(c, first);
           const V relative = V::load(x + c * pitch_) - shift;
           const V kept = Statistic::kept(relative, parameter());
-          if (keeps) kept.store(x + c * pitch_);
+          if constexpr (kKeeps) kept.store(x + c * pitch_);
           sum += Statistic::term(kept, parameter());
           if constexpr (Statistic::kShiftIsPicked) slope_sum += Statistic::slope(kept, parameter());
           if constexpr (kBlends) {
@@ -591,33 +619,47 @@ class Engine {
       return engine_.weights_ ? V(engine_.weights_[c]) : V(1);
     }
 
-    void write_columns() {
+    void write_columns(int64_t begin) {
       const int64_t count = rows_.count, all = padded<T>(count);
       for (int64_t first = 0; first < all; first += V::kLanes) {
-        const V to_statistic = V::load(rows_.to_statistic + first),
-                to_blend = V::load(rows_.to_blend + first), shift = V::load(rows_.shift + first);
-        const auto counts = V::load(rows_.counts + first) != V(0);
-        T* const x = tile_ + first;
-        for (int64_t c = 0; c < classes_; ++c) {
-          V gradient(0);
-          if constexpr (kReadsRow) {
-            const V at = V::load(x + c * pitch_);
-            const V kept = caps() ? Statistic::kept(at - shift, parameter()) : at;
-            gradient = Statistic::slope(kept, parameter()) * to_statistic;
-            if constexpr (kBlends) gradient += column_share(first, c) * to_blend;
-            if (caps()) gradient *= engine_.cap_slope(at);
-            // Selected, not multiplied: what does not count may hold anything, NaN too.
-            gradient = select(counts, gradient, V(0));
-          }
-          gradient.store(x + c * pitch_);
+        if (caps()) {
+          differentiate_column<false>(first);
+        } else {
+          differentiate_column<true>(first);
         }
       }
-      for (int64_t r = 0; r < count; ++r) {
-        add_picked(r, [&](int64_t label, T slope) { tile_[label * pitch_ + r] += slope; });
-      }
-      for (int64_t c = 0; c < classes_; ++c) {
-        write(offset_[kSoftmaxGradient] + c * class_stride(kSoftmaxGradient),
-              engine_.row_stride(kSoftmaxGradient), tile_ + c * pitch_, count);
+      columns_.store(arguments().gradient, arguments().rows, axis(kSoftmaxGradient), begin,
+                     begin + count, engine_.streaming_);
+    }
+
+    template <bool kKept>
+    void differentiate_column(int64_t first) {
+      const auto at = [first](const T* numbers) { return V::load(numbers + first); };
+      const V to_statistic = at(rows_.to_statistic), to_blend = at(rows_.to_blend),
+              shift = at(rows_.shift);
+      const V to_picked = at(rows_.to_picked), upper_share = at(rows_.upper);
+      [[maybe_unused]] const auto counts = at(rows_.counts) != V(0);
+      const Picks picks(rows_.number + first);
+      T* const x = tile_ + first;
+      V number(0);
+      for (int64_t c = 0; c < classes_; ++c, number += V(1)) {
+        V gradient(0);
+        if constexpr (kReadsRow) {
+          const V found = V::load(x + c * pitch_);
+          const V kept = kKept ? found : Statistic::kept(found - shift, parameter());
+          gradient = Statistic::slope(kept, parameter()) * to_statistic;
+          if constexpr (kBlends) gradient += column_share(first, c) * to_blend;
+          if constexpr (!kKept) gradient *= engine_.cap_slope(found);
+        }
+        if constexpr (kTarget == ClassTarget::kPosition) {
+          gradient += select(picks.lower(number), (V(1) - upper_share) * to_picked, V(0));
+          gradient += select(picks.upper(number), upper_share * to_picked, V(0));
+        } else if constexpr (!kProbabilities) {
+          gradient += select(picks.lower(number), to_picked, V(0));
+        }
+        // Selected, not multiplied: what does not count may hold anything, NaN too.
+        if constexpr (kTarget == ClassTarget::kIndex) gradient = select(counts, gradient, V(0));
+        gradient.store(x + c * pitch_);
       }
     }
 
@@ -660,8 +702,9 @@ class Engine {
     Engine& engine_;
     const bool in_columns_;
     const int64_t classes_;
+    ClassTile<T> columns_, share_columns_;  // of rows in columns; else of no use
     const int64_t pitch_;  // between rows of the tile: of classes, or of rows in columns
-    const int64_t tile_size_;
+    const int64_t rows_per_tile_;
     const Scratch<T> memory_;
     const bool input_is_plain_, gradient_is_plain_;
     T* const tile_;    // logits, then what is kept of them, then gradients
@@ -678,7 +721,7 @@ class Engine {
   const double gradient_scale_;
   const bool streaming_;
   T parameter_[kMaxParameters];
-  FirstBadLabel bad_;
+  LabelFault fault_;
 };
 
 template <class Formula, class T>

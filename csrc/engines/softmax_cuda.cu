@@ -108,16 +108,17 @@ struct Part {
       of_warp[4][warp] = mass;
     }
     __syncthreads();
-    Part total;
-    for (int w = 0; w < kWarps; ++w) {
+    const auto part_of = [&](int w) {
       Part part;
       part.peak = of_warp[0][w];
       part.sum = of_warp[1][w];
       part.slope_sum = of_warp[2][w];
       part.blend = of_warp[3][w];
       part.mass = of_warp[4][w];
-      total.merge(part);
-    }
+      return part;
+    };
+    Part total = part_of(0);
+    for (int w = 1; w < kWarps; ++w) total.merge(part_of(w));
     *this = total;
   }
 };
@@ -144,7 +145,7 @@ class Row {
       T position[1];
       load(position, arguments.target, Span{offset_[kSoftmaxTarget], 1, false});
       const auto neighbours = around(position[0], arguments.classes);
-      label_ = neighbours.lower;
+      label_ = static_cast<int64_t>(neighbours.lower);
       upper_share_ = neighbours.upper_share;
       picked_ = interpolate(logit(label_), logit(label_ + 1), upper_share_);
       if (arguments.row_weight.data != nullptr) {
@@ -299,10 +300,12 @@ __global__ void __launch_bounds__(kBlockThreads<kGroup>, kRowBlocks<kGroup>)
     T held[kHeld][kWidth], share[kWidth];
     const auto beyond = begin + kHeld * step;
     if constexpr (reads_row<Formula>) {
+      FASTLOSS_UNROLL
       for (int k = 0; k < kHeld; ++k) {
         const int64_t c = begin + k * step;
         if (c < classes) row.load_logits(held[k], c);
       }
+      FASTLOSS_UNROLL
       for (int k = 0; k < kHeld; ++k) {
         const int64_t c = begin + k * step;
         if (c >= classes) continue;
@@ -328,6 +331,7 @@ __global__ void __launch_bounds__(kBlockThreads<kGroup>, kRowBlocks<kGroup>)
     }
     if (arguments.gradient.data == nullptr) continue;
     if constexpr (reads_row<Formula>) {
+      FASTLOSS_UNROLL
       for (int k = 0; k < kHeld; ++k) {
         const int64_t c = begin + k * step;
         if (c < classes) row.store_gradient(held[k], c);

@@ -56,17 +56,16 @@ FASTLOSS_INLINE RowResult<V> evaluate_row(const RowSums<V>& row, V inverse_class
 }
 
 // Two neighbouring classes, and the share of the upper one.
-template <class T>
+template <class V>
 struct Neighbours {
-  int64_t lower;
-  T upper_share;
+  V lower, upper_share;
 };
-template <class T>
-FASTLOSS_INLINE Neighbours<T> around(T position, int64_t classes) {
-  const T last = T(classes - 1) - T(0.01);
-  const T clamped = position < T(0) ? T(0) : position > last ? last : position;
-  const int64_t lower = is_nan(clamped) ? 0 : static_cast<int64_t>(clamped);
-  return {lower, clamped - T(lower)};
+template <class V>
+FASTLOSS_INLINE Neighbours<V> around(V position, int64_t classes) {
+  const V last(scalar_of<V>(classes - 1) - scalar_of<V>(0.01));
+  const V clamped = select(position < V(0), V(0), select(position > last, last, position));
+  const V lower = select(is_nan(clamped), V(0), trunc(clamped));
+  return {lower, clamped - lower};
 }
 
 template <class T>

@@ -2,6 +2,10 @@
 // How CPU engines see tensors of any dtype and stride: as short runs of float or double in the L1
 // cache.
 #pragma once
+#include <cstddef>
+#include <memory>
+#include <new>
+
 #include "core/access.h"
 #include "core/half.h"
 #include "core/layout.h"
@@ -51,22 +55,6 @@ inline void load_strided(T* out, int64_t out_stride, const Input& in, int64_t of
     case DType::kInt32:
       return from(static_cast<const int32_t*>(in.data));
     case DType::kInt64:
-      return from(static_cast<const int64_t*>(in.data));
-  }
-}
-
-// Labels and the like.
-inline void load_integers(int64_t* out, const Input& in, int64_t offset, int64_t stride,
-                          int64_t count) {
-  const auto from = [&](auto* typed) { load_strided(out, 1, typed + offset, stride, count); };
-  switch (in.dtype) {
-    case DType::kUInt8:
-      return from(static_cast<const uint8_t*>(in.data));
-    case DType::kInt16:
-      return from(static_cast<const int16_t*>(in.data));
-    case DType::kInt32:
-      return from(static_cast<const int32_t*>(in.data));
-    default:
       return from(static_cast<const int64_t*>(in.data));
   }
 }
@@ -154,20 +142,21 @@ FASTLOSS_INLINE void for_each_run(const Layout& layout, int64_t begin, int64_t e
   }
 }
 
-// The smallest position of a label out of range, over all threads.
-struct FirstBadLabel {
-  int64_t position = INT64_MAX;
-  int64_t label = 0;
-  int lock = 0;
-  void note(int64_t at, int64_t value) {
-    while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {
-    }
-    if (at < position) position = at, label = value;
-    __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
-  }
-  void throw_if_any(int64_t largest) const {
-    if (position != INT64_MAX) throw LabelOutOfRange{position, label, largest};
-  }
+// Aligned memory for one task.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : memory_(static_cast<T*>(
+            ::operator new(static_cast<std::size_t>(count) * sizeof(T), kAlignment))) {}
+  T* get() const { return memory_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<T, Free> memory_;
 };
 
 // A gradient that no cache will hold until it is used is written past the caches: its lines need

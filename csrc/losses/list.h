@@ -7,35 +7,46 @@
 
 namespace fastloss::FASTLOSS_TARGET {
 
+// What a formula says of itself beside its name, where it differs from most.
+template <class Formula>
+constexpr Targets targets_of = [] {
+  if constexpr (requires { Formula::kTargets; }) return Formula::kTargets;
+  return Targets::kNumbers;
+}();
+
+template <class Formula>
+constexpr bool has_range = requires { Formula::kRange; };
+
 template <class... Formulas>
 struct List {
   static constexpr int kSize = sizeof...(Formulas);
 
   template <class Formula>
   static constexpr LossInfo info() {
-    int device_parameter = -1;
-    if constexpr (requires { Formula::kDeviceParameter; })
-      device_parameter = Formula::kDeviceParameter;
-    bool weighted_mean = true;
-    if constexpr (requires { Formula::kWeightedMean; }) weighted_mean = Formula::kWeightedMean;
-    bool class_targets = false;
-    if constexpr (requires { Formula::kClassTargets; }) class_targets = Formula::kClassTargets;
-    // The parameters with a meaning to the engine `softmax`.
-    int ignore_index = -1, smoothing = -1, softcap = -1, class_weight = -1;
-    if constexpr (requires { Formula::kIgnoreIndex; }) ignore_index = Formula::kIgnoreIndex;
-    if constexpr (requires { Formula::kSmoothing; }) smoothing = Formula::kSmoothing;
-    if constexpr (requires { Formula::kSoftcap; }) softcap = Formula::kSoftcap;
-    if constexpr (requires { Formula::kClassWeight; }) class_weight = Formula::kClassWeight;
-    ClassTarget class_target = ClassTarget::kIndex;
-    if constexpr (requires { Formula::kTarget; }) class_target = Formula::kTarget;
-    const char *input = "input", *target = "target";
-    if constexpr (requires { Formula::kInputName; }) input = Formula::kInputName;
-    if constexpr (requires { Formula::kTargetName; }) target = Formula::kTargetName;
     static_assert(Formula::kParameters <= kMaxParameters);
-    return {Formula::kName, Formula::kParameters, device_parameter,
-            weighted_mean,  class_targets,        input,
-            target,         ignore_index,         smoothing,
-            softcap,        class_weight,         class_target};
+    LossInfo info{.name = Formula::kName, .parameters = Formula::kParameters};
+    if constexpr (requires { Formula::kDeviceParameter; })
+      info.device_parameter_index = Formula::kDeviceParameter;
+    if constexpr (requires { Formula::kWeightedMean; }) info.weighted_mean = Formula::kWeightedMean;
+    info.targets = targets_of<Formula>;
+    info.has_range = has_range<Formula>;
+    if constexpr (has_range<Formula>)
+      info.lowest = Formula::kRange[0], info.highest = Formula::kRange[1];
+    if constexpr (requires { Formula::kInputName; }) info.input_name = Formula::kInputName;
+    if constexpr (requires { Formula::kTargetName; }) info.target_name = Formula::kTargetName;
+    if constexpr (requires { Formula::kExtraName; }) info.extra_name = Formula::kExtraName;
+    // The parameters with a meaning to the engine `softmax`.
+    if constexpr (requires { Formula::kIgnoreIndex; }) info.ignore_index = Formula::kIgnoreIndex;
+    if constexpr (requires { Formula::kSmoothing; }) info.smoothing = Formula::kSmoothing;
+    if constexpr (requires { Formula::kSoftcap; }) info.softcap = Formula::kSoftcap;
+    if constexpr (requires { Formula::kClassWeight; }) info.class_weight = Formula::kClassWeight;
+    if constexpr (requires { Formula::kTarget; }) info.class_target = Formula::kTarget;
+    info.pools_classes = requires { Formula::class_weight(0.0); };
+    if constexpr (requires { typename Formula::Voxel; }) {
+      info.has_voxel_loss = true;
+      info.weighs_background = !Formula::Voxel::kSkipsBackground;
+    }
+    return info;
   }
   static constexpr LossInfo kInfo[kSize] = {info<Formulas>()...};
 

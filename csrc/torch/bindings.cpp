@@ -78,15 +78,33 @@ std::pair<OptionalTensor, OptionalNumber> avg_factor(std::string_view loss, py::
   return {std::nullopt, number(loss, "avg_factor", object)};
 }
 
+bool boolean(std::string_view loss, const char* argument, py::handle object) {
+  TORCH_CHECK_TYPE(PyBool_Check(object.ptr()), public_name(loss), ": ", argument,
+                   " must be a bool, got ", type_name(object));
+  return object.ptr() == Py_True;
+}
+
+std::optional<int64_t> optional_integer(std::string_view loss, const char* argument,
+                                        py::handle object) {
+  if (object.is_none()) return std::nullopt;
+  const long long value = PyLong_Check(object.ptr()) ? PyLong_AsLongLong(object.ptr()) : -1;
+  const bool failed = PyErr_Occurred() != nullptr;
+  if (failed) PyErr_Clear();
+  TORCH_CHECK_TYPE(PyLong_Check(object.ptr()) && !failed, public_name(loss), ": ", argument,
+                   " must be an int of 64 bits or None, got ", type_name(object));
+  return value;
+}
+
 struct Names {
-  const char *first, *second, *extra;
+  const char *first, *second, *extra;  // second: null where the first tensor stands in for it
 };
 
 Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names& names,
                  std::string_view loss, py::handle first, py::handle second,
                  const py::tuple& parameters, py::handle extra, py::handle weight,
                  py::handle reduction, py::handle avg) {
-  const Tensor a = tensor(loss, names.first, first), b = tensor(loss, names.second, second);
+  const Tensor a = tensor(loss, names.first, first),
+               b = names.second ? tensor(loss, names.second, second) : a.detach();
   const OptionalTensor c = optional_tensor(loss, names.extra, extra),
                        w = optional_tensor(loss, "weight", weight);
   const Numbers p = numbers(loss, parameters);
@@ -97,14 +115,16 @@ Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names&
 }
 
 Tensor pointwise(std::string_view loss, py::handle input, py::handle target,
-                 const py::tuple& parameters, py::handle pos_weight, py::handle weight,
+                 const py::tuple& parameters, py::handle extra, py::handle weight,
                  py::handle reduction, py::handle avg_factor) {
   static const auto op = find_operator<LossSignature>("fastloss::pointwise");
   const LossList& losses = catalogue().pointwise;
-  const int index = losses.find(std::string(loss).c_str());
-  const Names names{index < 0 ? "input" : losses.begin[index].input_name,
-                    index < 0 ? "target" : losses.begin[index].target_name, "pos_weight"};
-  return call_loss(op, names, loss, input, target, parameters, pos_weight, weight, reduction,
+  const int index = losses.find(formula_name(loss).c_str());
+  TORCH_CHECK_VALUE(index >= 0, "fastloss: no kernel is named \"", loss, "\"");
+  const LossInfo& info = losses.begin[index];
+  const Names names{info.input_name, info.targets == Targets::kNone ? nullptr : info.target_name,
+                    info.extra_name};
+  return call_loss(op, names, loss, input, target, parameters, extra, weight, reduction,
                    avg_factor);
 }
 
@@ -114,6 +134,24 @@ Tensor softmax(std::string_view loss, py::handle input, py::handle target,
   static const auto op = find_operator<LossSignature>("fastloss::softmax");
   return call_loss(op, {"input", "target", ""}, loss, input, target, parameters, py::none(), weight,
                    reduction, avg_factor);
+}
+
+Tensor linear_cross_entropy(std::string_view loss, py::handle input, py::handle linear_weight,
+                            py::handle linear_bias, py::handle target, const py::tuple& parameters,
+                            py::handle weight, py::handle reduction, py::handle avg) {
+  static const auto op =
+      find_operator<LinearCrossEntropySignature>("fastloss::linear_cross_entropy");
+  constexpr std::string_view kName = "linear_cross_entropy";
+  const Tensor x = tensor(kName, "input", input),
+               lw = tensor(kName, "linear_weight", linear_weight),
+               t = tensor(kName, "target", target);
+  const OptionalTensor b = optional_tensor(kName, "linear_bias", linear_bias),
+                       w = optional_tensor(kName, "weight", weight);
+  const Numbers p = numbers(loss, parameters);
+  const std::string_view r = string(kName, "reduction", reduction);
+  const auto [avg_tensor, avg_number] = avg_factor(kName, avg);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, lw, b, t, p, w, r, avg_tensor, avg_number);
 }
 
 Tensor box_pair(std::string_view loss, py::handle boxes1, py::handle boxes2,
@@ -148,6 +186,36 @@ Tensor box_crowd(std::string_view loss, py::handle boxes, py::handle target_boxe
   const std::string_view r = string(loss, "reduction", reduction);
   const py::gil_scoped_release no_gil;
   return op.call(loss, a, b, i, batch, target_batch, p, r);
+}
+
+Tensor region(std::string_view loss, py::handle input, py::handle target,
+              const py::tuple& parameters, py::handle activation, py::handle squared_pred,
+              py::handle include_background, py::handle batch, py::handle weight,
+              py::handle ignore_index, py::handle reduction) {
+  static const auto op = find_operator<RegionSignature>("fastloss::region");
+  const Tensor x = tensor(loss, "input", input), t = tensor(loss, "target", target);
+  const Numbers p = numbers(loss, parameters);
+  const std::string_view a = string(loss, "activation", activation),
+                         r = string(loss, "reduction", reduction);
+  const bool squared = boolean(loss, "squared_pred", squared_pred),
+             background = boolean(loss, "include_background", include_background),
+             pooled = boolean(loss, "batch", batch);
+  const OptionalTensor w = optional_tensor(loss, "weight", weight);
+  const std::optional<int64_t> ignored = optional_integer(loss, "ignore_index", ignore_index);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, t, p, a, squared, background, pooled, w, ignored, r);
+}
+
+Tensor ranked_region(std::string_view loss, py::handle input, py::handle target, py::handle present,
+                     py::handle per_image, py::handle ignore_index, py::handle reduction) {
+  static const auto op = find_operator<RankedRegionSignature>("fastloss::ranked_region");
+  const Tensor x = tensor(loss, "input", input), t = tensor(loss, "target", target);
+  const bool only_present = boolean(loss, "classes", present),
+             image = boolean(loss, "per_image", per_image);
+  const std::optional<int64_t> ignored = optional_integer(loss, "ignore_index", ignore_index);
+  const std::string_view r = string(loss, "reduction", reduction);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, t, only_present, image, ignored, r);
 }
 
 // The scores of chains, as three functions take them.
@@ -214,6 +282,8 @@ py::dict kernels() {
   add("box_matrix", catalogue().box_matrix);
   add("box_crowd", catalogue().box_crowd);
   add("softmax", catalogue().softmax);
+  add("region", catalogue().region);
+  add("ranked_region", catalogue().ranked_region);
   py::list chains;
   for (const char* name : kSequenceNames) chains.append(name);
   result["sequence"] = chains;
@@ -226,9 +296,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   cpu_backend();  // an impossible FASTLOSS_CPU_ISA is reported at import, not at the first loss
   module.def("pointwise", torch::wrap_pybind_function(pointwise));
   module.def("softmax", torch::wrap_pybind_function(softmax));
+  module.def("linear_cross_entropy", torch::wrap_pybind_function(linear_cross_entropy));
   module.def("box_pair", torch::wrap_pybind_function(box_pair));
   module.def("box_matrix", torch::wrap_pybind_function(box_matrix));
   module.def("box_crowd", torch::wrap_pybind_function(box_crowd));
+  module.def("region", torch::wrap_pybind_function(region));
+  module.def("ranked_region", torch::wrap_pybind_function(ranked_region));
   module.def("crf", torch::wrap_pybind_function(crf));
   module.def("crf_marginals", torch::wrap_pybind_function(crf_marginals));
   module.def("crf_decode", torch::wrap_pybind_function(crf_decode));

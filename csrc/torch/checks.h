@@ -16,9 +16,16 @@ namespace fastloss {
 
 enum class Reduction { kNone, kMean, kSum };
 
-// The public name: what stands before the option in "box_iou_loss/log".
+// A loss is named as its formula is, a function with an option: "box_iou_loss/log". A function that
+// makes its loss from another one's formula puts its own name in front: "rmse_loss:mse_loss".
+
+// The function's name, for messages.
 inline std::string_view public_name(std::string_view loss) {
-  return loss.substr(0, loss.find('/'));
+  return loss.substr(0, loss.find_first_of(":/"));
+}
+
+inline std::string formula_name(std::string_view loss) {
+  return std::string(loss.substr(loss.find(':') + 1));  // npos + 1 is 0
 }
 
 inline Reduction check_reduction(std::string_view loss, std::string_view reduction,
@@ -101,7 +108,7 @@ inline void check_broadcastable(std::string_view loss, const char* argument, con
 
 inline int check_loss(const LossList& losses, std::string_view loss,
                       at::ArrayRef<double> parameters) {
-  const int index = losses.find(std::string(loss).c_str());
+  const int index = losses.find(formula_name(loss).c_str());
   TORCH_CHECK_VALUE(index >= 0, "fastloss: no kernel is named \"", loss, "\"");
   TORCH_CHECK_VALUE(static_cast<int>(parameters.size()) == losses.begin[index].parameters,
                     public_name(loss), ": expected ", losses.begin[index].parameters,

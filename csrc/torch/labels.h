@@ -8,40 +8,42 @@
 
 namespace fastloss {
 
-// Runs a CPU kernel that reads labels, and turns what it throws into the IndexError of the loss.
+// Runs a CPU kernel that reads labels of classes [0, largest], and says of which loss and argument
+// one is out of range, and where.
 template <class Run>
 void with_label_errors(std::string_view loss, std::string_view argument, const Tensor& labels,
-                       const IgnoredLabels& ignored, const Run& run) {
+                       const IgnoredLabels& ignored, int64_t largest, const Run& run) {
   try {
     run();
-  } catch (const LabelOutOfRange& bad) {
-    c10::SmallVector<int64_t, 5> position(static_cast<size_t>(labels.dim()));
-    int64_t rest = bad.position;
-    for (int64_t d = labels.dim() - 1; d >= 0; --d) {
-      position[static_cast<size_t>(d)] = rest % labels.size(d);
-      rest /= labels.size(d);
-    }
+  } catch (const LabelOutOfRange&) {
+    const Tensor all = labels.to(at::kLong);
+    Tensor bad = all.lt(0).logical_or(all.gt(largest));
+    if (ignored.has_index) bad = bad.logical_and(all.ne(ignored.index));
+    if (ignored.negatives) bad = bad.logical_and(all.ge(0));
+    const Tensor position = bad.nonzero()[0].contiguous();  // a row of what may lie by columns
+    Tensor label = all;
+    for (int64_t d = 0; d < all.dim(); ++d) label = label[position[d].item<int64_t>()];
     std::string besides;
-    if (ignored.negatives)
-      besides = c10::str(" (", bad.largest, ": background; negative: ignored)");
-    if (ignored.has_index) besides = c10::str(" or ignore_index, ", ignored.index);
-    TORCH_CHECK_INDEX(false, public_name(loss), ": ", argument, " must be a class index in [0, ",
-                      bad.largest, "]", besides, ", got ", bad.label, " at position ",
-                      at::IntArrayRef(position));
+    if (ignored.negatives) besides = c10::str(" (", largest, ": background; negative: ignored)");
+    if (ignored.has_index) besides = c10::str(" or ignore_index ", ignored.index);
+    TORCH_CHECK_INDEX(
+        false, public_name(loss), ": ", argument, " must be a class index in [0, ", largest, "]",
+        besides, ", got ", label.item<int64_t>(), " at position ",
+        at::IntArrayRef(position.const_data_ptr<int64_t>(), static_cast<size_t>(all.dim())));
   }
 }
 
-inline Tensor label_total_meta(std::string_view /*loss*/, std::string_view /*argument*/, const Tensor& labels,
-                               OptionalInteger /*ignore_index*/, bool /*negatives_ignored*/,
-                               c10::SymInt /*largest*/, const OptionalTensor& /*class_weight*/,
-                               at::ScalarType type) {
+inline Tensor label_total_meta(std::string_view /*loss*/, std::string_view /*argument*/,
+                               const Tensor& labels, OptionalInteger /*ignore_index*/,
+                               bool /*negatives_ignored*/, c10::SymInt /*largest*/,
+                               const OptionalTensor& /*class_weight*/, at::ScalarType type) {
   return at::empty({}, labels.options().dtype(type));
 }
 
-inline Tensor label_total_kernel(std::string_view loss, std::string_view argument, const Tensor& labels,
-                                 OptionalInteger ignore_index, bool negatives_ignored,
-                                 c10::SymInt largest, const OptionalTensor& class_weight,
-                                 at::ScalarType type) {
+inline Tensor label_total_kernel(std::string_view loss, std::string_view argument,
+                                 const Tensor& labels, OptionalInteger ignore_index,
+                                 bool negatives_ignored, c10::SymInt largest,
+                                 const OptionalTensor& class_weight, at::ScalarType type) {
   Tensor total = at::empty({}, labels.options().dtype(type));
   if (labels.numel() == 0) return total.zero_();
   LabelTotalArguments arguments;
@@ -61,18 +63,19 @@ inline Tensor label_total_kernel(std::string_view loss, std::string_view argumen
   arguments.total = total.mutable_data_ptr();
   arguments.is_double = type == at::kDouble;
   const Launch launch(labels);
-  with_label_errors(loss, argument, labels, arguments.ignored,
+  with_label_errors(loss, argument, labels, arguments.ignored, arguments.largest,
                     [&] { launch.backend().label_total(arguments, launch.execution()); });
   return total;
 }
 
 // Σ over the rows that count of their class weight, or their number: what a mean divides by. Labels
 // that count are in [0, largest].
-inline Tensor label_total(std::string_view loss, std::string_view argument, const Tensor& labels, const IgnoredLabels& ignored,
-                          c10::SymInt largest, const OptionalTensor& class_weight,
-                          at::ScalarType type) {
+inline Tensor label_total(std::string_view loss, std::string_view argument, const Tensor& labels,
+                          const IgnoredLabels& ignored, c10::SymInt largest,
+                          const OptionalTensor& class_weight, at::ScalarType type) {
   static const auto op = find_operator<LabelTotalSignature>("fastloss::label_total");
-  return op.call(loss, argument, labels, ignored.has_index ? OptionalInteger(ignored.index) : std::nullopt,
+  return op.call(loss, argument, labels,
+                 ignored.has_index ? OptionalInteger(ignored.index) : std::nullopt,
                  ignored.negatives, std::move(largest), class_weight, type);
 }
 

@@ -17,9 +17,10 @@ namespace fastloss {
 
 // Everything but the two tensors, as the operators pass it on and backward needs it again.
 struct Options {
-  std::string loss;
+  std::string loss;      // the formula
+  std::string function;  // what messages call it
   c10::SmallVector<double, kMaxParameters> parameters;
-  OptionalTensor extra;  // pointwise: pos_weight; box_pair: the parameter that lives on the device
+  OptionalTensor extra;  // pointwise: pos_weight, quantiles; box_pair: what lives on the device
   OptionalTensor weight;
   std::string reduction;
   OptionalTensor avg_factor;
@@ -29,6 +30,7 @@ struct Options {
           const OptionalTensor& weight, std::string_view reduction,
           const OptionalTensor& avg_factor, OptionalNumber avg_number)
       : loss(loss),
+        function(public_name(loss)),
         parameters(parameters.begin(), parameters.end()),
         extra(extra),
         weight(weight),
@@ -40,7 +42,7 @@ struct Options {
     return losses.begin[check_loss(losses, loss, parameters)];
   }
   bool has_avg_factor() const { return avg_factor || avg_number; }
-  Reduction kind() const { return check_reduction(loss, reduction, has_avg_factor()); }
+  Reduction kind() const { return check_reduction(function, reduction, has_avg_factor()); }
 
   template <class Operator, class... More>
   auto call(const Operator& op, const Tensor& first, const Tensor& second, More... more) const {

@@ -45,10 +45,52 @@ using CrowdForwardSignature = std::tuple<Tensor, Tensor>(
     std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
     const OptionalTensor&, Parameters, std::string_view, const OptionalTensor&, bool);
 
-// loss, what it calls the labels, labels, ignore_index, negatives_ignored, largest, class_weight, dtype of the total
+// loss, input, linear_weight, linear_bias, target, parameters, class weight, reduction, avg_factor,
+// avg_number
+using LinearCrossEntropySignature = Tensor(std::string_view, const Tensor&, const Tensor&,
+                                           const OptionalTensor&, const Tensor&, Parameters,
+                                           const OptionalTensor&, std::string_view,
+                                           const OptionalTensor&, OptionalNumber);
+// the same, upstream, needs
+using LinearCrossEntropyForwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor>(
+    std::string_view, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
+    Parameters, const OptionalTensor&, std::string_view, const OptionalTensor&, OptionalNumber,
+    const OptionalTensor&, std::array<bool, 3>);
+
+// loss, what it calls the labels, labels, ignore_index, negatives_ignored, largest, class_weight,
+// dtype of the total
 using LabelTotalSignature = Tensor(std::string_view, std::string_view, const Tensor&,
                                    OptionalInteger, bool, c10::SymInt, const OptionalTensor&,
                                    at::ScalarType);
+// loss, input, target, parameters, activation, squared_pred, include_background, batch, weight,
+// ignore_index, reduction
+using RegionSignature = Tensor(std::string_view, const Tensor&, const Tensor&, Parameters,
+                               std::string_view, bool, bool, bool, const OptionalTensor&,
+                               std::optional<int64_t>, std::string_view);
+// → loss, slopes
+using RegionForwardSignature = std::tuple<Tensor, Tensor>(std::string_view, const Tensor&,
+                                                          const Tensor&, Parameters,
+                                                          std::string_view, bool, bool, bool,
+                                                          const OptionalTensor&,
+                                                          std::optional<int64_t>, std::string_view);
+// upstream, slopes, the arguments
+using RegionBackwardSignature = Tensor(const Tensor&, const Tensor&, std::string_view,
+                                       const Tensor&, const Tensor&, Parameters, std::string_view,
+                                       bool, bool, bool, const OptionalTensor&,
+                                       std::optional<int64_t>, std::string_view);
+
+// loss, input, target, present, per_image, ignore_index, reduction
+using RankedRegionSignature = Tensor(std::string_view, const Tensor&, const Tensor&, bool, bool,
+                                     std::optional<int64_t>, std::string_view);
+// the same, needs_gradient → loss, steps, slopes
+using RankedRegionForwardSignature = std::tuple<Tensor, Tensor, Tensor>(std::string_view,
+                                                                        const Tensor&,
+                                                                        const Tensor&, bool, bool,
+                                                                        std::optional<int64_t>,
+                                                                        std::string_view, bool);
+// upstream, steps, slopes, input, per_image, ignores, reduction
+using RankedRegionBackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&,
+                                             const Tensor&, bool, bool, std::string_view);
 
 // emissions, tags, transitions, start_transitions, end_transitions, mask, reduction
 using CrfSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,

@@ -14,7 +14,10 @@
 #include "torch/box_crowd.h"
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
+#include "torch/linear_cross_entropy.h"
 #include "torch/pointwise.h"
+#include "torch/ranked_region.h"
+#include "torch/region.h"
 #include "torch/sequence.h"
 #include "torch/softmax.h"
 
@@ -66,6 +69,13 @@ TORCH_LIBRARY(fastloss, library) {
   const std::string crowd =
       "str loss, Tensor boxes, Tensor target_boxes, Tensor target_index, Tensor? batch_index, "
       "Tensor? target_batch_index, float[] parameters, str reduction";
+  const std::string region =
+      "str loss, Tensor input, Tensor target, float[] parameters, str activation, bool "
+      "squared_pred, bool include_background, bool batch, Tensor? weight, int? ignore_index, str "
+      "reduction";
+  const std::string ranked =
+      "str loss, Tensor input, Tensor target, bool present, bool per_image, int? ignore_index, str "
+      "reduction";
 
   const auto define = [&](const std::string& schema) { library.def(schema.c_str()); };
   define("pointwise(" + pointwise + ") -> Tensor");
@@ -75,8 +85,16 @@ TORCH_LIBRARY(fastloss, library) {
   define("softmax_reference(" + softmax + ") -> Tensor");
   define("softmax_forward(" + softmax + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
   define(
-      "label_total(str loss, str argument, Tensor labels, int? ignore_index, bool negatives_ignored, "
+      "label_total(str loss, str argument, Tensor labels, int? ignore_index, bool "
+      "negatives_ignored, "
       "SymInt largest, Tensor? class_weight, ScalarType dtype) -> Tensor");
+  const std::string linear =
+      "str loss, Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
+      "float[] parameters, Tensor? weight, str reduction, Tensor? avg_factor, float? avg_number";
+  define("linear_cross_entropy(" + linear + ") -> Tensor");
+  define("linear_cross_entropy_reference(" + linear + ") -> Tensor");
+  define("linear_cross_entropy_forward(" + linear +
+         ", Tensor? upstream, bool[3] needs) -> (Tensor, Tensor, Tensor, Tensor)");
   define("box_pair(" + box_pair + ") -> Tensor");
   define("box_pair_reference(" + box_pair + ") -> Tensor");
   define("box_pair_forward(" + box_pair + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
@@ -91,6 +109,16 @@ TORCH_LIBRARY(fastloss, library) {
   define("box_crowd_reference(" + crowd + ") -> Tensor");
   define("box_crowd_forward(" + crowd +
          ", Tensor? upstream, bool needs_gradient) -> (Tensor, Tensor)");
+  define("region(" + region + ") -> Tensor");
+  define("region_reference(" + region + ") -> Tensor");
+  define("region_forward(" + region + ") -> (Tensor, Tensor)");
+  define("region_backward(Tensor upstream, Tensor slopes, " + region + ") -> Tensor");
+  define("ranked_region(" + ranked + ") -> Tensor");
+  define("ranked_region_reference(" + ranked + ") -> Tensor");
+  define("ranked_region_forward(" + ranked + ", bool needs_gradient) -> (Tensor, Tensor, Tensor)");
+  define(
+      "ranked_region_backward(Tensor upstream, Tensor steps, Tensor slopes, Tensor input, bool "
+      "per_image, bool ignores, str reduction) -> Tensor");
   const std::string chain_scores =
       "Tensor transitions, Tensor? start_transitions, Tensor? end_transitions, Tensor? mask";
   const std::string crf = "Tensor emissions, Tensor tags, " + chain_scores + ", str reduction";
@@ -110,11 +138,16 @@ TORCH_LIBRARY(fastloss, library) {
                TORCH_FN(loss_entry<PointwiseLoss>));
   library.impl("softmax", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<SoftmaxLoss>));
+  library.impl("linear_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(linear_cross_entropy_entry));
   library.impl("box_pair", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<BoxPairLoss>));
   library.impl("box_matrix", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(box_matrix_entry));
   library.impl("box_crowd", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(box_crowd_entry));
+  library.impl("region", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(region_entry));
+  library.impl("ranked_region", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(ranked_region_entry));
   library.impl("crf", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(crf_entry));
   library.impl("crf_marginals", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(crf_marginals_entry));
@@ -127,9 +160,12 @@ TORCH_LIBRARY(fastloss, library) {
   };
   under_vmap("pointwise", TORCH_FN(loss_entry<PointwiseLoss>));
   under_vmap("softmax", TORCH_FN(loss_entry<SoftmaxLoss>));
+  under_vmap("linear_cross_entropy", TORCH_FN(linear_cross_entropy_entry));
   under_vmap("box_pair", TORCH_FN(loss_entry<BoxPairLoss>));
   under_vmap("box_matrix", TORCH_FN(box_matrix_entry));
   under_vmap("box_crowd", TORCH_FN(box_crowd_entry));
+  under_vmap("region", TORCH_FN(region_entry));
+  under_vmap("ranked_region", TORCH_FN(ranked_region_entry));
   under_vmap("crf", TORCH_FN(crf_entry));
   under_vmap("crf_marginals", TORCH_FN(crf_marginals_entry));
   under_vmap("crf_decode", TORCH_FN(crf_decode_entry));
@@ -138,6 +174,8 @@ TORCH_LIBRARY(fastloss, library) {
                    TORCH_FN(forward_meta<PointwiseEngine>));
   register_kernels("softmax_forward", TORCH_FN(forward_kernel<SoftmaxEngine>),
                    TORCH_FN(forward_meta<SoftmaxEngine>));
+  register_kernels("linear_cross_entropy_forward", TORCH_FN(linear_cross_entropy_kernel),
+                   TORCH_FN(linear_cross_entropy_meta));
   register_kernels("label_total", TORCH_FN(label_total_kernel), TORCH_FN(label_total_meta));
   register_kernels("box_pair_forward", TORCH_FN(forward_kernel<BoxPairEngine>),
                    TORCH_FN(forward_meta<BoxPairEngine>));
@@ -145,6 +183,14 @@ TORCH_LIBRARY(fastloss, library) {
   register_kernels("box_matrix_backward", TORCH_FN(box_matrix_backward_kernel),
                    TORCH_FN(box_matrix_backward_meta));
   register_kernels("box_crowd_forward", TORCH_FN(box_crowd_kernel), TORCH_FN(box_crowd_meta));
+  register_kernels("region_forward", TORCH_FN(region_forward_kernel),
+                   TORCH_FN(region_forward_meta));
+  register_kernels("region_backward", TORCH_FN(region_backward_kernel),
+                   TORCH_FN(region_backward_meta));
+  register_kernels("ranked_region_forward", TORCH_FN(ranked_region_forward_kernel),
+                   TORCH_FN(ranked_region_forward_meta));
+  register_kernels("ranked_region_backward", TORCH_FN(ranked_region_backward_kernel),
+                   TORCH_FN(ranked_region_backward_meta));
   register_kernels("crf_forward", TORCH_FN(crf_kernel), TORCH_FN(crf_meta));
   register_kernels("crf_marginals_forward", TORCH_FN(crf_marginals_kernel),
                    TORCH_FN(crf_marginals_meta));

@@ -15,7 +15,7 @@ struct PointwiseEngine {
   static constexpr bool kSecondHasGradient = true;
 
   static bool has_class_targets(const LossInfo& info, const Tensor& input, const Tensor& target) {
-    return info.class_targets && target.dim() + 1 == input.dim() &&
+    return info.targets == Targets::kNumbersOrLabels && target.dim() + 1 == input.dim() &&
            !at::isFloatingType(target.scalar_type()) &&
            target.sym_sizes() == input.sym_sizes().slice(0, input.dim() - 1);
   }
@@ -28,15 +28,18 @@ struct PointwiseEngine {
     if (has_class_targets(info, input, target)) {
       check_integer(options.loss, info.target_name, target);
     } else {
-      check_number_type(options.loss, info.target_name, target);
-      TORCH_CHECK_VALUE(
-          target.sym_sizes() == input.sym_sizes(), public_name(options.loss), ": ",
-          info.target_name, " must have the shape of ", info.input_name, ", ", input.sym_sizes(),
-          info.class_targets ? ", or be integers of that shape without the last dimension" : "",
-          ", got ", target.sym_sizes());
+      (info.targets == Targets::kSecondInput ? check_floating : check_number_type)(
+          options.loss, info.target_name, target);
+      TORCH_CHECK_VALUE(target.sym_sizes() == input.sym_sizes(), public_name(options.loss), ": ",
+                        info.target_name, " must have the shape of ", info.input_name, ", ",
+                        input.sym_sizes(),
+                        info.targets == Targets::kNumbersOrLabels
+                            ? ", or be integers of that shape without the last dimension"
+                            : "",
+                        ", got ", target.sym_sizes());
     }
     for (const auto& [name, tensor] :
-         {std::pair("weight", &options.weight), std::pair("pos_weight", &options.extra)}) {
+         {std::pair("weight", &options.weight), std::pair(info.extra_name, &options.extra)}) {
       if (!*tensor) continue;
       check_number_type(options.loss, name, **tensor);
       check_same_device(options.loss, name, **tensor, info.input_name, input);
@@ -89,13 +92,14 @@ struct PointwiseEngine {
 
     Tensor x = input;
     Tensor t = class_targets ? target.unsqueeze(-1).expand(input.sizes()) : target;
+    if (info.targets == Targets::kNone) t = Tensor();
     Tensor weight = options.weight ? options.weight->expand(input.sizes()) : Tensor();
     Tensor pos_weight = options.extra ? options.extra->expand(input.sizes()) : Tensor();
     const bool any = needs[0] || needs[1], unreduced = options.kind() == Reduction::kNone;
     const auto layout = [&] {
       return try_layout(
           arguments.layout, input.sizes(),
-          {&x, &t, weight.defined() ? &weight : nullptr,
+          {&x, t.defined() ? &t : nullptr, weight.defined() ? &weight : nullptr,
            pos_weight.defined() ? &pos_weight : nullptr, any ? &results.first_gradient : nullptr,
            needs[1] ? &results.second_gradient : nullptr, unreduced ? &results.loss : nullptr},
           /*keep_order=*/class_targets);
@@ -108,7 +112,7 @@ struct PointwiseEngine {
                         input.dim());
     }
     arguments.input = input_of(x);
-    arguments.target = input_of(t);
+    if (t.defined()) arguments.target = input_of(t);
     if (weight.defined()) arguments.weight = input_of(weight);
     if (pos_weight.defined()) arguments.pos_weight = input_of(pos_weight);
     if (any) arguments.input_gradient = output_of(results.first_gradient);
@@ -117,8 +121,17 @@ struct PointwiseEngine {
         results.loss.mutable_data_ptr();
 
     const Launch launch(input);
-    with_label_errors(options.loss, info.target_name, target, {false, 0, /*negatives=*/true},
-                      [&] { launch.backend().pointwise(arguments, launch.execution()); });
+    try {
+      with_label_errors(options.loss, info.target_name, target, {false, 0, /*negatives=*/true},
+                        arguments.classes,
+                        [&] { launch.backend().pointwise(arguments, launch.execution()); });
+    } catch (const InputOutOfRange&) {
+      const Tensor bad = input.lt(info.lowest).logical_or(input.gt(info.highest));
+      const int64_t position = bad.flatten().nonzero()[0].item<int64_t>();
+      TORCH_CHECK_VALUE(false, public_name(options.loss), ": ", info.input_name, " must be in [",
+                        info.lowest, ", ", info.highest, "], got ",
+                        input.flatten()[position].item<double>(), " at position ", position);
+    }
   }
 
   // The upstream gradient of the unreduced loss has the shape of the gradient.

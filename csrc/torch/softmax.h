@@ -29,10 +29,10 @@ struct SoftmaxEngine {
 
   static const LossInfo& check(const Tensor& input, const Tensor& target, const Options& options) {
     const LossInfo& info = options.info(catalogue().softmax);
-    const std::string_view name = public_name(options.loss);
+    const std::string& name = options.function;
     options.kind();
-    check_floating(options.loss, "input", input);
-    check_same_device(options.loss, "target", target, "input", input);
+    check_floating(name, "input", input);
+    check_same_device(name, "target", target, "input", input);
     const bool positions = info.class_target == ClassTarget::kPosition;
     TORCH_CHECK_VALUE(input.dim() >= 1, name,
                       ": input must have a dimension of classes, got a 0-d tensor");
@@ -40,16 +40,16 @@ struct SoftmaxEngine {
     TORCH_CHECK_VALUE(classes >= (positions ? 2 : 1), name, ": input must have at least ",
                       positions ? "two bins" : "one class", ", got shape ", input.sym_sizes());
     if (info.class_target == ClassTarget::kProbabilities) {
-      check_floating(options.loss, "target", target);
+      check_floating(name, "target", target);
       TORCH_CHECK_VALUE(target.sym_sizes() == input.sym_sizes(), name,
                         ": target must be probabilities of the shape of input, ", input.sym_sizes(),
                         ", or integer class indices without the dimension of classes, got ",
                         target.sym_sizes());
     } else {
       if (positions) {
-        check_number_type(options.loss, "target", target);
+        check_number_type(name, "target", target);
       } else {
-        check_integer(options.loss, "target", target);
+        check_integer(name, "target", target);
       }
       const c10::SymDimVector rows = row_shape(info, input);
       TORCH_CHECK_VALUE(target.sym_sizes() == c10::SymIntArrayRef(rows), name,
@@ -59,17 +59,17 @@ struct SoftmaxEngine {
     }
     if (options.weight) {
       const char* weight_name = info.class_weight < 0 ? "weight" : "alpha";
-      check_number_type(options.loss, weight_name, *options.weight);
-      check_same_device(options.loss, weight_name, *options.weight, "input", input);
+      check_number_type(name, weight_name, *options.weight);
+      check_same_device(name, weight_name, *options.weight, "input", input);
       if (has_row_weight(info)) {
-        check_same_shape(options.loss, weight_name, *options.weight, "target", target);
+        check_same_shape(name, weight_name, *options.weight, "target", target);
       } else {
         TORCH_CHECK_VALUE(options.weight->dim() == 1 && options.weight->sym_size(0) == classes,
                           name, ": ", weight_name, " must have one number per class, shape (",
                           classes, "), got ", options.weight->sym_sizes());
       }
     }
-    check_number(options.loss, "avg_factor", options.avg_factor, "input", input);
+    check_number(name, "avg_factor", options.avg_factor, "input", input);
     return info;
   }
 
@@ -100,7 +100,8 @@ struct SoftmaxEngine {
       if (!has_row_weight(info)) of_rows.weight.reset();
       return mean_of(info, of_rows, input.select(dim, 0), type, std::nullopt);
     }
-    return {1.0, label_total(options.loss, "target", target, ignored(info, options), input.sym_size(dim) - 1,
+    return {1.0, label_total(options.function, "target", target, ignored(info, options),
+                             input.sym_size(dim) - 1,
                              class_weighted ? options.weight : std::nullopt, type)};
   }
 
@@ -146,7 +147,7 @@ struct SoftmaxEngine {
       for (Tensor* tensor : {&x, &t, &row_weight}) {
         if (tensor->defined()) *tensor = tensor->contiguous();
       }
-      TORCH_CHECK_VALUE(layout(), public_name(options.loss), ": input has too many dimensions, ",
+      TORCH_CHECK_VALUE(layout(), options.function, ": input has too many dimensions, ",
                         input.dim());
     }
     arguments.input = input_of(x);
@@ -162,7 +163,7 @@ struct SoftmaxEngine {
         results.loss.mutable_data_ptr();
 
     const Launch launch(input);
-    with_label_errors(options.loss, "target", target, arguments.ignored,
+    with_label_errors(options.function, "target", target, arguments.ignored, arguments.classes - 1,
                       [&] { launch.backend().softmax(arguments, launch.execution()); });
   }
 

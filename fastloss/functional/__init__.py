@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: MIT
 """The losses as functions. :mod:`fastloss.reference` has the same in plain PyTorch."""
 
-from . import boxes, classification, regression, sequence
+from . import boxes, classification, generative, regression, segmentation, sequence
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
+from .generative import *  # noqa: F403
 from .regression import *  # noqa: F403
+from .segmentation import *  # noqa: F403
 from .sequence import *  # noqa: F403
 
-__all__ = [*boxes.__all__, *classification.__all__, *regression.__all__, *sequence.__all__]
+__all__ = [
+    *boxes.__all__,
+    *classification.__all__,
+    *generative.__all__,
+    *regression.__all__,
+    *segmentation.__all__,
+    *sequence.__all__,
+]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the public functions share: descriptions of common arguments, and the error of options."""
+"""What the public functions share: descriptions of common arguments, and checks of options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["documented", "option_error"]
+from torch import Tensor
+
+__all__ = ["check_number", "documented", "option_error"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -19,6 +21,8 @@ boxes1: Boxes (..., 4), usually the predictions: x1, y1, x2, y2 in any unit, of 
 boxes2: Boxes of the same shape, usually the ground truth. The dtype may be another one.""",
     "input": """\
 input: Predictions, any shape, any floating dtype, any strides.""",
+    "element_logits": """\
+input: Logits x, any shape, any floating dtype, any strides.""",
     "target": """\
 target: Targets of the same shape. The dtype may be another one.""",
     "logits": """\
@@ -35,6 +39,15 @@ Returns:
     float32, or float64 if the input is. The mean over no rows is 0, with a gradient of 0.""",
     "raises_index": """\
     IndexError: On CPU, for a label outside [0, C). On CUDA that is a device-side assertion.""",
+    "real": """\
+real: The discriminator's scores (logits) of real samples, any shape, any floating dtype, any
+    strides.""",
+    "fake": """\
+fake: The discriminator's scores (logits) of fake samples, any shape, any floating dtype, any
+    strides.""",
+    "pair_reduction": """\
+reduction: ``"mean"`` and ``"sum"`` reduce each side by itself and add the two; ``"none"``
+    adds them element by element, for which the shapes must be the same.""",
     "reduction": """\
 reduction: ``"none"``, ``"mean"`` or ``"sum"``.""",
     "eps": """\
@@ -44,6 +57,11 @@ eps: Added to denominators. Degenerate boxes have a finite loss and gradient whi
 weight: Factor of every box pair, shape ``boxes1.shape[:-1]``. The mean divides by its sum.""",
     "element_weight": """\
 weight: Factor of every element, the shape of the input. The mean divides by its sum.""",
+    "broadcast_weight": """\
+weight: Factor of every element, broadcastable to the input. The mean divides by its sum.""",
+    "uncounted_weight": """\
+weight: Factor of every element, broadcastable to the input. The mean still divides by the
+    number of elements, as torch's does.""",
     "avg_factor": """\
 avg_factor: Number or 0-d tensor that ``"mean"`` divides the sum by, in place of what it
     would count. It is never read by the host.""",
@@ -55,6 +73,54 @@ Returns:
 Returns:
     The loss: the shape of the input for ``"none"``, else a 0-d tensor; float32, or float64 if
     input or target is. The mean over no elements is 0, with a gradient of 0.""",
+    "voxel_input": """\
+input: Logits (B, C, *spatial), of any floating dtype and any strides.""",
+    "voxel_target": """\
+target: Either class indices (B, *spatial) of any integer dtype, in [0, C); or the shape of the
+    input, one-hot, multi-hot or soft.""",
+    "activation": """\
+activation: What makes probabilities of the logits: ``"softmax"`` over the classes,
+    ``"sigmoid"``, or None: the input holds probabilities.""",
+    "smooth_nr": """\
+smooth_nr: Added to the numerator, at least 0.""",
+    "smooth_dr": """\
+smooth_dr: Added to the denominator, at least 0.""",
+    "include_background": """\
+include_background: Whether class 0 counts. The softmax is over all classes either way.""",
+    "batch": """\
+batch: Whether the sums run over all samples, so that there is one loss per class, not one per
+    sample and class.""",
+    "region_weight": """\
+weight: Factor of every class that counts, (C,) or without background (C - 1,). The mean still
+    divides by the number of regions.""",
+    "voxel_ignore_index": """\
+ignore_index: A label whose voxels are left out of all sums. Of dense targets, the voxels of
+    that class are left out, or those of no class if there is none of that index; with a
+    single class, the voxels that hold the index.""",
+    "region_reduction": """\
+reduction: ``"none"``, ``"mean"`` or ``"sum"``, over samples and classes.""",
+    "region_returns": """\
+Returns:
+    The loss: shape (B, C), or (C,) with ``batch``, for ``"none"``, one class less without
+    background; else a 0-d tensor; float32, or float64 if input or target is. The mean over
+    nothing is 0, with a gradient of 0.""",
+    "both_returns": """\
+Returns:
+    The loss, a 0-d tensor; float32, or float64 if input or target is. The mean over nothing is
+    0, with a gradient of 0.""",
+    "voxel_raises": """\
+Raises:
+    ValueError: For shapes, devices or options that do not fit.
+    TypeError: For dtypes that do not fit.
+    IndexError: On CPU, for a class index out of range.""",
+    "pair_returns": """\
+Returns:
+    The loss: the shape of the scores for ``"none"``, else a 0-d tensor; float32, or float64 if
+    one side is. The mean over no scores is 0, with a gradient of 0.""",
+    "fake_returns": """\
+Returns:
+    The loss: the shape of the scores for ``"none"``, else a 0-d tensor; float32, or float64 for
+    such scores. The mean over no scores is 0, with a gradient of 0.""",
     "emissions": """\
 emissions: Score of every tag at every step (B, T, K), any floating dtype, any strides.""",
     "transitions": """\
@@ -86,6 +152,34 @@ def documented(function: _Function) -> _Function:
     if function.__doc__ is not None:  # python -OO strips docstrings
         function.__doc__ = _PLACEHOLDER.sub(fill, function.__doc__)
     return function
+
+
+# What an option may be asked to be, in the words of the message.
+_RANGES: dict[str, Callable[[Any], bool]] = {
+    "at least 0": lambda value: value >= 0,
+    "at least -1": lambda value: value >= -1,
+    "at least 1": lambda value: value >= 1,
+    "above 0": lambda value: value > 0,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in [0, 1] or -1": lambda value: 0 <= value <= 1 or value == -1,
+    "above 0 or None": lambda value: value is None or value > 0,
+    "in [0, 1], a Tensor or None": lambda value: (
+        value is None or isinstance(value, Tensor) or 0 <= value <= 1
+    ),
+}
+
+
+def check_number(function: str, argument: str, value: object, expected: str) -> None:
+    """Raises for an option that is no number (TypeError), or not ``expected`` (ValueError)."""
+    try:
+        fits = bool(_RANGES[expected](value))
+    except (TypeError, ValueError, RuntimeError):  # of a str, of an array, of a tensor
+        raise TypeError(
+            f"{function}: {argument} must be a number {expected}, got {type(value).__name__}"
+        ) from None
+    if not fits:
+        raise option_error(function, argument, expected, value)
 
 
 def option_error(function: str, argument: str, expected: str, value: object) -> ValueError:

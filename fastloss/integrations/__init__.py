@@ -3,22 +3,24 @@
 
 from __future__ import annotations
 
+from .monai import MONAI
 from .patching import FrameworkStatus, Patch
+from .torch import TORCH
 from .torchvision import TORCHVISION
 
 __all__ = ["FrameworkStatus", "Patch", "patch"]
 
-_FRAMEWORKS = {framework.name: framework for framework in (TORCHVISION,)}
+_FRAMEWORKS = {framework.name: framework for framework in (MONAI, TORCH, TORCHVISION)}
 
 
 class _Patcher:
     """Makes a framework compute its losses with fastloss.
 
     Every function that fastloss has a kernel for is replaced in the module that defines it and
-    in every module of the framework that imported it, all of them or none. Modules of the
-    framework imported later get the replacement too. Your own modules are left alone: where one
-    says ``from torchvision.ops import sigmoid_focal_loss``, patch before that line runs, or call
-    ``torchvision.ops.sigmoid_focal_loss``.
+    in every module of the framework that imported it, all of them or none; of a class, its
+    ``forward`` is. Modules of the framework imported later get the replacement too. Your own
+    modules are left alone: where one says ``from torchvision.ops import sigmoid_focal_loss``,
+    patch before that line runs, or call ``torchvision.ops.sigmoid_focal_loss``.
 
     Args:
         framework: Its name; :meth:`available` tells which there are.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The mechanism of every integration: functions exchanged wherever a framework refers to them.
 
-An adapter (:mod:`fastloss.integrations.torchvision` is one) is a :class:`Framework`: a name, the
-versions it was tested with, and its replacements. It imports nothing of the framework itself.
+A method is exchanged in its class. An adapter (:mod:`fastloss.integrations.torchvision` is one) is
+a :class:`Framework`: a name, the versions it was tested with, and its replacements. It imports
+nothing of the framework itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Replacement:
 
     Attributes:
         module: The module that defines the function.
-        name: The function's name there.
+        name: The function's name there; a method's with that of its class, ``"DiceLoss.forward"``.
         wrap: Makes the stand-in from the original, which keeps serving the calls that the kernels
             do not take.
     """
@@ -48,12 +49,17 @@ class Framework:
         newest: The newest version tested. Others than these are refused: a drop-in that was never
             compared with what it replaces is none.
         replacements: What is replaced, all of it or nothing.
+        within: Names are exchanged in this module and in those below it: the package, unless it is
+            known that it holds a function elsewhere to compare it with.
+        before: Called before anything is exchanged.
     """
 
     name: str
     oldest: tuple[int, int]
     newest: tuple[int, int]
     replacements: tuple[Replacement, ...]
+    within: str = ""
+    before: Callable[[], None] = lambda: None
 
     @property
     def supported(self) -> str:
@@ -125,11 +131,24 @@ class Patch:
         return f"<fastloss patch of {self._framework.name}, {state}>"
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A function and what takes its place; of a method, the class too."""
+
+    old: Function
+    new: Function
+    owner: type | None
+
+    def back(self) -> _Pair:
+        """The other way round."""
+        return _Pair(self.new, self.old, self.owner)
+
+
 @dataclass
 class _Exchange:
     """What was exchanged in a framework, and how many patches want it so."""
 
-    pairs: list[tuple[Function, Function]]  # original, stand-in
+    pairs: list[_Pair]
     patches: int = field(default=0)
 
 
@@ -143,7 +162,7 @@ def _begin(framework: Framework) -> None:
         if exchange is None:
             # Whatever can fail fails here, before anything is touched.
             exchange = _Exchange(_prepare(framework))
-            _swap(framework.name, exchange.pairs)
+            _swap(framework, exchange.pairs)
             _exchanges[framework.name] = exchange
         exchange.patches += 1
 
@@ -154,11 +173,11 @@ def _end(framework: Framework) -> None:
         exchange.patches -= 1
         if exchange.patches == 0:
             # Looked up anew: modules imported meanwhile have the stand-ins.
-            _swap(framework.name, [(new, old) for old, new in exchange.pairs])
+            _swap(framework, [pair.back() for pair in exchange.pairs])
             del _exchanges[framework.name]
 
 
-def _prepare(framework: Framework) -> list[tuple[Function, Function]]:
+def _prepare(framework: Framework) -> list[_Pair]:
     """Every original with its stand-in."""
     version = framework.installed()
     if version is None:
@@ -170,28 +189,41 @@ def _prepare(framework: Framework) -> list[tuple[Function, Function]]:
             f"{framework.name} {version} is installed, but fastloss was tested with "
             f"{framework.supported} only and patches no other"
         )
-    return [(old, item.wrap(old)) for item in framework.replacements for old in [_find(item)]]
+    framework.before()
+    return [_find(replacement) for replacement in framework.replacements]
 
 
-def _find(replacement: Replacement) -> Function:
-    """The original of a replacement. Imports the framework where that has not happened yet."""
+def _find(replacement: Replacement) -> _Pair:
+    """Finds the original. Imports the framework where that has not happened yet."""
     full_name = f"{replacement.module}.{replacement.name}"
+    *owners, name = replacement.name.split(".")
     try:
-        return getattr(importlib.import_module(replacement.module), replacement.name)
+        holder = importlib.import_module(replacement.module)
+        for owner in owners:
+            holder = getattr(holder, owner)
+        # Not what a class inherits: that would be exchanged for its other heirs as well.
+        original = vars(holder)[name]
     except Exception as error:  # a package built for another torch fails in ways of its own
         raise ImportError(
             f"{full_name} cannot be imported, nothing was patched: {error}"
         ) from error
+    return _Pair(original, replacement.wrap(original), holder if isinstance(holder, type) else None)
 
 
-def _swap(package: str, pairs: Iterable[tuple[Function, Function]]) -> None:
-    """Exchanges functions under every name that a module of the package has for them.
+def _swap(framework: Framework, pairs: Iterable[_Pair]) -> None:
+    """Exchanges functions under every name that a module of the framework has for them.
 
     Not by a list of modules: ``from .ops import f`` can stand anywhere, and under another name.
     """
-    new_by_id = {id(old): new for old, new in pairs}
+    new_by_id = {}
+    for pair in pairs:
+        if pair.owner is None:
+            new_by_id[id(pair.old)] = pair.new
+        else:
+            setattr(pair.owner, pair.old.__name__, pair.new)
+    within = framework.within or framework.name
     for name, module in list(sys.modules.items()):
-        if module is None or name.partition(".")[0] != package:
+        if module is None or not f"{name}.".startswith(f"{within}."):
             continue
         names = vars(module)
         # The dictionary is written, not the attributes: that cannot fail half way.

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor
 
 from fastloss import functional
 
+from ._adapters import REDUCTIONS, are_plain, autocasts, scripted_as
 from .patching import Framework, Function, Replacement
 
-_FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-_REDUCTIONS = frozenset({"none", "mean", "sum"})
 _DEFAULT_EPS = 1e-7
 
 
@@ -33,17 +31,17 @@ def _box_loss(kernel: Function, *, only_default_eps: bool = False) -> Function:
             boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = _DEFAULT_EPS
         ) -> Tensor:
             fits = (
-                _are_plain(boxes1, boxes2)
+                are_plain(boxes1, boxes2)
                 and boxes1.dim() > 0
                 and boxes1.shape[-1] == 4
-                and reduction in _REDUCTIONS
+                and reduction in REDUCTIONS
                 and isinstance(eps, float)
                 and (eps == _DEFAULT_EPS or not only_default_eps)
             )
             call = kernel if fits else original
             return call(boxes1, boxes2, reduction, eps)
 
-        return _scripted_as(original, stand_in)
+        return scripted_as(original, stand_in)
 
     return wrap
 
@@ -58,9 +56,9 @@ def _focal_loss(original: Function) -> Function:
         reduction: str = "none",
     ) -> Tensor:
         fits = (
-            _are_plain(inputs, targets)
+            are_plain(inputs, targets)
             and inputs.numel() > 0  # torchvision's mean over nothing is NaN
-            and reduction in _REDUCTIONS
+            and reduction in REDUCTIONS
             and isinstance(alpha, (float, int))
             and (0 <= alpha <= 1 or alpha == -1)
             and isinstance(gamma, (float, int))
@@ -69,35 +67,11 @@ def _focal_loss(original: Function) -> Function:
         if not fits:
             return original(inputs, targets, alpha, gamma, reduction)
         loss = functional.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
-        if inputs.dtype == targets.dtype != loss.dtype and not _autocasts(inputs):
+        if inputs.dtype == targets.dtype != loss.dtype and not autocasts(inputs):
             loss = loss.to(inputs.dtype)  # torchvision computes in half precision, to the end
         return loss
 
-    return _scripted_as(original, stand_in)
-
-
-def _are_plain(first: Tensor, second: Tensor) -> bool:
-    """Whether these are two floating tensors of one shape and device, and nothing more."""
-    return (
-        not torch.jit.is_tracing()
-        and type(first) in (Tensor, torch.nn.Parameter)
-        and type(second) in (Tensor, torch.nn.Parameter)
-        and first.dtype in _FLOATING
-        and second.dtype in _FLOATING
-        and first.shape == second.shape
-        and first.device == second.device
-    )
-
-
-def _autocasts(tensor: Tensor) -> bool:
-    """Whether torch computes cross-entropies in float32 here, whatever the dtype."""
-    return torch.is_autocast_enabled(tensor.device.type)
-
-
-def _scripted_as(original: Function, stand_in: Function) -> Function:
-    """Has ``torch.jit.script`` compile the original: TorchScript knows no kernels of ours."""
-    stand_in.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]
-    return stand_in
+    return scripted_as(original, stand_in)
 
 
 TORCHVISION = Framework(

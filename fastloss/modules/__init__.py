@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: MIT
 """The losses as modules: options in the constructor, tensors in the call."""
 
-from . import boxes, classification, regression
+from . import boxes, classification, generative, regression, segmentation
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
+from .generative import *  # noqa: F403
 from .regression import *  # noqa: F403
+from .segmentation import *  # noqa: F403
 
-__all__ = [*boxes.__all__, *classification.__all__, *regression.__all__]
+__all__ = [
+    *boxes.__all__,
+    *classification.__all__,
+    *generative.__all__,
+    *regression.__all__,
+    *segmentation.__all__,
+]

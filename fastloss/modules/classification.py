@@ -3,31 +3,61 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .. import functional
-from ._base import Loss
+from ._base import ElementLoss, Loss
 
 __all__ = [
+    "AsymmetricLoss",
+    "BCELoss",
     "BCEWithLogitsLoss",
     "CrammerSingerLoss",
     "CrossEntropyLoss",
+    "HingeLoss",
+    "LinearCrossEntropyLoss",
     "MultiMarginLoss",
     "NLLLoss",
     "PolyCrossEntropy",
+    "QualityFocalLoss",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
+    "VarifocalLoss",
 ]
 
 
-class BCEWithLogitsLoss(Loss):
+class _BinaryCrossEntropy(Loss):
+    """Cross-entropy of every element; its weights are buffers, as torch's modules have them."""
+
+    weight: Tensor | None
+
+    def forward(
+        self, input: Tensor, target: Tensor, avg_factor: Tensor | float | None = None
+    ) -> Tensor:
+        """The loss of the input against probabilities of the same shape."""
+        return self.function(input, target, avg_factor=avg_factor, **self.options())
+
+
+class BCELoss(_BinaryCrossEntropy):
+    """Cross-entropy of probabilities: :func:`fastloss.functional.binary_cross_entropy`.
+
+    ``weight`` is a buffer, as torch's module of this name has it.
+    """
+
+    function = staticmethod(functional.binary_cross_entropy)
+
+    def __init__(self, weight: Tensor | None = None, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction, buffers={"weight": weight})
+
+
+class BCEWithLogitsLoss(_BinaryCrossEntropy):
     """Sigmoid cross-entropy: :func:`fastloss.functional.binary_cross_entropy_with_logits`.
 
     ``weight`` and ``pos_weight`` are buffers, as torch's module of this name has them.
     """
 
     function = staticmethod(functional.binary_cross_entropy_with_logits)
-    weight: Tensor | None
     pos_weight: Tensor | None
 
     def __init__(
@@ -37,12 +67,6 @@ class BCEWithLogitsLoss(Loss):
         pos_weight: Tensor | None = None,
     ) -> None:
         super().__init__(reduction=reduction, buffers={"weight": weight, "pos_weight": pos_weight})
-
-    def forward(
-        self, input: Tensor, target: Tensor, avg_factor: Tensor | float | None = None
-    ) -> Tensor:
-        """The loss of logits against probabilities of the same shape."""
-        return self.function(input, target, avg_factor=avg_factor, **self.options())
 
 
 class SigmoidFocalLoss(Loss):
@@ -65,6 +89,64 @@ class SigmoidFocalLoss(Loss):
         """The loss of logits against probabilities, or of logits (..., C) against class indices."""
         return self.function(
             inputs, targets, weight=weight, avg_factor=avg_factor, **self.options()
+        )
+
+
+class HingeLoss(ElementLoss):
+    """Hinge loss: :func:`fastloss.functional.hinge_loss`."""
+
+    function = staticmethod(functional.hinge_loss)
+    margin: float
+    squared: bool
+
+    def __init__(self, margin: float = 1.0, squared: bool = False, reduction: str = "mean") -> None:
+        super().__init__(margin=margin, squared=squared, reduction=reduction)
+
+
+class QualityFocalLoss(ElementLoss):
+    """Quality focal loss: :func:`fastloss.functional.quality_focal_loss`."""
+
+    function = staticmethod(functional.quality_focal_loss)
+    beta: float
+
+    def __init__(self, beta: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__(beta=beta, reduction=reduction)
+
+
+class VarifocalLoss(ElementLoss):
+    """Varifocal loss: :func:`fastloss.functional.varifocal_loss`."""
+
+    function = staticmethod(functional.varifocal_loss)
+    alpha: float
+    gamma: float
+
+    def __init__(self, alpha: float = 0.75, gamma: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__(alpha=alpha, gamma=gamma, reduction=reduction)
+
+
+class AsymmetricLoss(ElementLoss):
+    """Asymmetric loss for many labels: :func:`fastloss.functional.asymmetric_loss`."""
+
+    function = staticmethod(functional.asymmetric_loss)
+    gamma_neg: float
+    gamma_pos: float
+    clip: float
+    detach_focusing: bool
+
+    def __init__(
+        self,
+        gamma_neg: float = 4,
+        gamma_pos: float = 1,
+        clip: float = 0.05,
+        detach_focusing: bool = True,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            gamma_neg=gamma_neg,
+            gamma_pos=gamma_pos,
+            clip=clip,
+            detach_focusing=detach_focusing,
+            reduction=reduction,
         )
 
 
@@ -103,6 +185,54 @@ class CrossEntropyLoss(_RowLoss):
         )
 
 
+class LinearCrossEntropyLoss(Loss):
+    """A linear layer and its cross-entropy: :func:`fastloss.functional.linear_cross_entropy`.
+
+    The layer is ``self.linear``, as in torch's module of this name.
+    """
+
+    function = staticmethod(functional.linear_cross_entropy)
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        logit_softcap: float | None = None,
+    ) -> None:
+        super().__init__(
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            logit_softcap=logit_softcap,
+            buffers={"weight": weight},
+        )
+        self.linear = nn.Linear(in_features, num_classes, bias, device, dtype)
+
+    def forward(
+        self, input: Tensor, target: Tensor, avg_factor: Tensor | float | None = None
+    ) -> Tensor:
+        """The loss of features (..., in_features) against class indices or probabilities."""
+        return self.function(
+            input,
+            self.linear.weight,
+            target,
+            linear_bias=self.linear.bias,
+            avg_factor=avg_factor,
+            **self.options(),
+        )
+
+
 class NLLLoss(_RowLoss):
     """Negative log-likelihood: :func:`fastloss.functional.nll_loss`."""
 
@@ -128,14 +258,7 @@ class SoftmaxFocalLoss(_RowLoss):
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> None:
-        per_class = isinstance(alpha, Tensor)
-        super().__init__(
-            gamma=gamma,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            **({} if per_class else {"alpha": alpha}),
-            buffers={"alpha": alpha} if per_class else {},
-        )
+        super().__init__(gamma=gamma, alpha=alpha, ignore_index=ignore_index, reduction=reduction)
 
 
 class PolyCrossEntropy(_RowLoss):

@@ -3,29 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .. import functional
-from ._base import Loss
+from ._base import ElementLoss
 
-__all__ = ["HuberLoss", "L1Loss", "MSELoss", "SmoothL1Loss"]
-
-
-class _RegressionLoss(Loss):
-    """A loss of every element against its target."""
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: Tensor | float | None = None,
-    ) -> Tensor:
-        """The loss of the input against the target; both, and ``weight``, have one shape."""
-        return self.function(input, target, weight=weight, avg_factor=avg_factor, **self.options())
+__all__ = [
+    "HuberLoss",
+    "L1Loss",
+    "LogCoshLoss",
+    "MSELoss",
+    "QuantileLoss",
+    "RMSELoss",
+    "SmoothL1Loss",
+]
 
 
-class MSELoss(_RegressionLoss):
+class MSELoss(ElementLoss):
     """Squared error: :func:`fastloss.functional.mse_loss`."""
 
     function = staticmethod(functional.mse_loss)
@@ -34,7 +30,7 @@ class MSELoss(_RegressionLoss):
         super().__init__(reduction=reduction)
 
 
-class L1Loss(_RegressionLoss):
+class L1Loss(ElementLoss):
     """Absolute error: :func:`fastloss.functional.l1_loss`."""
 
     function = staticmethod(functional.l1_loss)
@@ -43,7 +39,7 @@ class L1Loss(_RegressionLoss):
         super().__init__(reduction=reduction)
 
 
-class SmoothL1Loss(_RegressionLoss):
+class SmoothL1Loss(ElementLoss):
     """Smooth L1 loss: :func:`fastloss.functional.smooth_l1_loss`."""
 
     function = staticmethod(functional.smooth_l1_loss)
@@ -53,7 +49,7 @@ class SmoothL1Loss(_RegressionLoss):
         super().__init__(reduction=reduction, beta=beta)
 
 
-class HuberLoss(_RegressionLoss):
+class HuberLoss(ElementLoss):
     """Huber loss: :func:`fastloss.functional.huber_loss`."""
 
     function = staticmethod(functional.huber_loss)
@@ -61,3 +57,37 @@ class HuberLoss(_RegressionLoss):
 
     def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
         super().__init__(reduction=reduction, delta=delta)
+
+
+class RMSELoss(ElementLoss):
+    """Root of the squared error: :func:`fastloss.functional.rmse_loss`."""
+
+    function = staticmethod(functional.rmse_loss)
+    eps: float
+
+    def __init__(self, reduction: str = "mean", eps: float = 0.0) -> None:
+        super().__init__(reduction=reduction, eps=eps)
+
+
+class LogCoshLoss(ElementLoss):
+    """Logarithm of the hyperbolic cosine: :func:`fastloss.functional.log_cosh_loss`."""
+
+    function = staticmethod(functional.log_cosh_loss)
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+
+
+class QuantileLoss(ElementLoss):
+    """Quantile loss: :func:`fastloss.functional.quantile_loss`.
+
+    Quantiles given as a tensor are a buffer.
+    """
+
+    function = staticmethod(functional.quantile_loss)
+    quantiles: float | Sequence[float] | Tensor
+
+    def __init__(
+        self, quantiles: float | Sequence[float] | Tensor, reduction: str = "mean"
+    ) -> None:
+        super().__init__(quantiles=quantiles, reduction=reduction)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every reference shares: compute dtype, safe power and reduction."""
+"""What every reference shares: compute dtype, safe power and root, reduction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["power", "promote", "reduce_loss", "safe_reciprocal"]
+__all__ = ["power", "promote", "reduce_loss", "root", "safe_reciprocal"]
 
 
 class _FromHalf(torch.autograd.Function):
@@ -49,6 +49,13 @@ def power(base: Tensor, exponent: float) -> Tensor:
     small = base < tiny
     # float(): under torch.compile an int may be symbolic, and pow has no derivative for that.
     return torch.where(small, tiny**exponent, torch.where(small, 1.0, base).pow(float(exponent)))
+
+
+def root(value: Tensor) -> Tensor:
+    """The square root, with a derivative of 0 at 0 instead of infinity."""
+    positive = value > 0
+    # value * 0: NaN stays NaN.
+    return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), value * 0.0)
 
 
 def safe_reciprocal(value: Tensor) -> Tensor:

@@ -426,6 +426,20 @@ void check_memory() {
          std::string("load, store and store_streaming ") + type_name<T> + ", every alignment");
   report(transposed,
          std::string("load_transposed and store_transposed ") + type_name<T> + ", every alignment");
+
+  constexpr int kStride = V::kLanes + 3;
+  T matrix[V::kLanes * kStride], turned[V::kLanes * kStride] = {};
+  for (int i = 0; i < V::kLanes * kStride; ++i) matrix[i] = T(i);
+  store_square(turned, kStride,
+               fastloss::FASTLOSS_TARGET::transposed(load_square(matrix, kStride)));
+  bool square = true;
+  for (int row = 0; row < V::kLanes; ++row) {
+    for (int column = 0; column < kStride; ++column) {
+      const T expected = column < V::kLanes ? matrix[column * kStride + row] : T(0);
+      square = square && turned[row * kStride + column] == expected;
+    }
+  }
+  report(square, std::string("a square of vectors transposed, ") + type_name<T>);
 }
 
 // ---- half precision ----

@@ -129,6 +129,8 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
 }
 
 // A lane whose source lies outside its segment of `width` lanes keeps its own value.
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = warpSize,
               std::source_location where = std::source_location::current()) {
