@@ -5,6 +5,7 @@
 #include "core/vec.h"
 #include "engines/chain.h"
 #include "engines/kernels.h"
+#include "engines/labels.h"
 #include "engines/staging.h"
 
 namespace fastloss::FASTLOSS_TARGET {
@@ -375,14 +376,14 @@ class Task {
 
  public:
   Task(const CrfArguments& arguments, const Scores<T>& scores, const Factors<T>& factors,
-       const int64_t* lengths, T gradient_factor, FirstBadLabel& bad, const Partial<T>& partial,
+       const int64_t* lengths, T gradient_factor, LabelFault& fault, const Partial<T>& partial,
        double* losses)
       : arguments_(arguments),
         scores_(scores),
         factors_(factors),
         lengths_(lengths),
         gradient_factor_(gradient_factor),
-        bad_(bad),
+        fault_(fault),
         partial_(partial),
         losses_(losses),
         wants_gradient_(arguments.emission_gradient || arguments.transitions_gradient ||
@@ -441,14 +442,15 @@ class Task {
 
   void read_labels(Sequence<T>& sequence) {
     if (!arguments_.labels) return;
-    load_integers(sequence.labels, arguments_.labels, sequence.index * arguments_.label_stride[0],
-                  arguments_.label_stride[1], sequence.length);
+    const int64_t row = sequence.index * arguments_.label_stride[0];
+    bool in_range = true;
     for (int64_t t = 0; t < sequence.length; ++t) {
-      int64_t& label = sequence.labels[t];
-      if (label >= 0 && label < scores_.tags) continue;
-      bad_.note(sequence.index * arguments_.chains.steps + t, label);
-      label = 0;  // goes on with anything that exists
+      const int64_t label = load_integer(arguments_.labels, row + t * arguments_.label_stride[1]);
+      const bool exists = label >= 0 && label < scores_.tags;
+      in_range &= exists;
+      sequence.labels[t] = exists ? label : 0;  // goes on with anything that exists
     }
+    fault_.note(in_range);
   }
 
   // Turns scores into factors: e^(score - the step's largest); adds up the score of the labels.
@@ -726,7 +728,7 @@ class Task {
   const Factors<T>& factors_;
   const int64_t* lengths_;
   const T gradient_factor_;
-  FirstBadLabel& bad_;
+  LabelFault& fault_;
   const Partial<T> partial_;
   double* losses_;
   const bool wants_gradient_;
@@ -778,11 +780,11 @@ void run_crf(const CrfArguments& arguments, const Execution& execution) {
   const int64_t tasks = tasks_of(chains.sequences, partial_bytes);
   const int64_t partial_step = partial_bytes / int64_t{sizeof(T)};
   T* partials = pieces.take<T>(tasks * partial_step);
-  FirstBadLabel bad;
+  LabelFault fault;
   auto run_task = [&](int64_t index) {
     T* memory = partials + index * partial_step;
     fill(memory, T(0), partial_step);
-    Task<T> task(arguments, scores, factors, lengths, gradient_factor, bad,
+    Task<T> task(arguments, scores, factors, lengths, gradient_factor, fault,
                  Partial<T>(memory, scores), losses);
     const int64_t groups = (chains.sequences + kGroup - 1) / kGroup;
     const int64_t begin = index * groups / tasks * kGroup;
@@ -794,7 +796,7 @@ void run_crf(const CrfArguments& arguments, const Execution& execution) {
       tasks,
       [](void* context, int64_t index) { (*static_cast<RunTask*>(context))(index); },
       &run_task);
-  bad.throw_if_any(chains.tags - 1);
+  fault.throw_if_any();
 
   double sum = 0.0;
   for (int64_t b = 0; b < chains.sequences; ++b) {

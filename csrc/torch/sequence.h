@@ -10,6 +10,7 @@
 #include "engines/sequence.h"
 #include "torch/autograd.h"
 #include "torch/checks.h"
+#include "torch/labels.h"
 #include "torch/tensors.h"
 
 namespace fastloss {
@@ -203,11 +204,10 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> crf_kernel(
     launch.backend().crf(arguments, launch.execution());
   } catch (const MaskNotPrefix& bad) {
     report_mask("crf_loss", bad);
-  } catch (const LabelOutOfRange& bad) {
-    TORCH_CHECK_INDEX(false, "crf_loss: tags must be in [0, ", bad.largest,
-                      "] where mask counts them, got ", bad.label, " at step ",
-                      bad.position % arguments.chains.steps, " of sequence ",
-                      bad.position / arguments.chains.steps);
+  } catch (const LabelOutOfRange&) {
+    const Tensor counted = mask ? tags.mul(mask->ne(0)) : tags;
+    with_label_errors("crf_loss", "tags", counted, {}, arguments.chains.tags - 1,
+                      [] { throw LabelOutOfRange{}; });
   }
   for (int i = 0; i < 3; ++i) {
     if (typed[i].defined()) *gradients[i] = narrowed(typed[i], gradients[i]->scalar_type());
