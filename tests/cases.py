@@ -100,6 +100,8 @@ class Case:
         kernel: Name of the formula in ``fastloss._C.kernels()``, if it is not the function's.
         variant: What tells this row from others of the function.
         options: Keyword arguments of the variant; tensors among them go where the inputs go.
+        own_module: Whether the module is called otherwise than the function, as the one of another
+            library is that it stands for; it has tests of its own then.
         exact_gradient: False where the formula holds a factor constant for the gradient: finite
             differences see another function there, only the oracle tells what is right.
         float32: Tolerance in float32; a looser one has its reason beside it.
@@ -112,6 +114,7 @@ class Case:
     kernel: str = ""
     variant: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    own_module: bool = False
     exact_gradient: bool = True
     float32: Tolerance = TOLERANCES[torch.float32]
 
@@ -213,9 +216,16 @@ class Case:
         if gradient:
             moved += sum(tensor.nbytes for tensor in tensors if tensor.requires_grad)
         if not self.family.reduces:
-            rows, columns = (arguments[name].shape for name in self.family.differentiable)
-            moved += 4 * math.prod((*rows[:-1], columns[-2]))
+            moved += self._result_bytes(arguments)
         return moved
+
+    def _result_bytes(self, arguments: Arguments) -> int:
+        shapes = {
+            name: value.detach().to("meta") if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+        }
+        result = getattr(functional, self.function)(**shapes)
+        return sum(part.nbytes for part in (result if isinstance(result, tuple) else (result,)))
 
 
 # -------------------------------------------------------------------------------------------- boxes
@@ -744,6 +754,73 @@ FORECASTS = Family(
     differentiable=("input",),
     shape_of=BINARY.shape_of,
     weight_shapes=_broadcastable,
+)
+
+
+# ---------------------------------------------------------------------------------------- sequences
+
+
+def _chains(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Sequences of tags and their scores for a shape (B, T, K)."""
+    sequences, steps, tags = shape
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    return {
+        "emissions": 2 * normal(sequences, steps, tags),
+        "tags": torch.randint(tags, (sequences, steps), generator=generator),
+        "transitions": normal(tags, tags),
+        "start_transitions": normal(tags),
+        "end_transitions": normal(tags),
+    }
+
+
+def _masked_chains(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Sequences of any length from 1 on; where the mask is 0, a tag is any number."""
+    sequences, steps, _ = shape
+    tensors = _chains(shape, generator)
+    lengths = torch.randint(1, steps + 1, (sequences, 1), generator=generator)
+    mask = torch.arange(steps) < lengths
+    return {**tensors, "tags": torch.where(mask, tensors["tags"], -100), "mask": mask}
+
+
+def _degenerate_chains() -> dict[str, Tensor]:
+    """Emissions that ask for one tag, transitions that forbid it, and steps without a choice."""
+    tensors = _masked_chains((40, 5, 4), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    for name in ("emissions", "transitions", "start_transitions", "end_transitions"):
+        scores = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+        chosen = torch.randint(len(scores), tensors[name].shape, generator=generator)
+        tensors[name] = scores[chosen]
+    tensors["emissions"][:5] = 0
+    return tensors
+
+
+CHAINS = Family(
+    engine="sequence",
+    build=_chains,
+    degenerate=_degenerate_chains,
+    differentiable=("emissions", "transitions", "start_transitions", "end_transitions"),
+    shape_of=lambda size: (size, 6, 3),
+    integers=("tags",),
+    element_wise=False,
+    reductions=("none", "mean", "sum", "token_mean"),
+)
+# More tags than lanes of any vector.
+MASKED_CHAINS = replace(CHAINS, build=_masked_chains, shape_of=lambda size: (size, 4, 19))
+
+
+def _without_tags(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name != "tags"}
+
+
+CHAINS_WITHOUT_TAGS = replace(
+    CHAINS,
+    build=lambda shape, generator: _without_tags(_masked_chains(shape, generator)),
+    degenerate=lambda: _without_tags(_degenerate_chains()),
+    integers=(),
+    reduces=False,
 )
 
 
@@ -1419,6 +1496,9 @@ CASES: tuple[Case, ...] = (
         options={"quantiles": 0.3},
     ),
     Case("quantile_loss", "Quantiles", FORECASTS, "QuantileLoss", variant="several"),
+    Case("crf_loss", "CRF", CHAINS, "CRF", own_module=True),
+    Case("crf_loss", "CRF, masked", MASKED_CHAINS, "CRF", variant="mask", own_module=True),
+    Case("crf_marginals", "CRF marginals", CHAINS_WITHOUT_TAGS, None),
     Case("lsgan_discriminator_loss", "LSGAN D", REAL_AND_FAKE, "LSGANDiscriminatorLoss"),
     Case(
         "lsgan_discriminator_loss",
@@ -1469,6 +1549,10 @@ CASES: tuple[Case, ...] = (
     ),
     *(replace(row, float32=SATURATING) for row in _SEGMENTATION),
 )
+
+
+# It returns tags, not a loss: no row of the table. test_sequence.py has its tests.
+DECODING = Case("crf_decode", "CRF decoding", CHAINS_WITHOUT_TAGS, None)
 
 
 def find_case(id: str) -> Case:

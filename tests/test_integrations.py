@@ -240,7 +240,7 @@ def test_not_installed(set_aside: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_unknown_framework() -> None:
     with pytest.raises(
-        ValueError, match=r"one of \['monai', 'torch', 'torchvision'\], got 'tensorflow'"
+        ValueError, match=r"one of \['monai', 'torch', 'torchcrf', 'torchvision'\], got 'tensorflow'"
     ):
         fastloss.patch("tensorflow")
 

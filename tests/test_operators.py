@@ -20,6 +20,7 @@ from torch import Tensor, nn
 ENGINES = (
     *("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region"),
     *("box_pair", "box_matrix", "box_crowd"),
+    *("crf", "crf_marginals", "crf_decode"),
 )
 # One row per engine and shape of arguments, for what is too slow to do with every row.
 FEW = (
@@ -40,6 +41,7 @@ FEW = (
     "rmse_loss",
     "lsgan_discriminator_loss",
     "lsgan_generator_loss",
+    "crf_loss-mask",
 )
 
 
@@ -111,6 +113,11 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
         elif engine == "linear_cross_entropy":
             for needs in ([True, True, True], [True, False, False], [False, True, False]):
                 torch.library.opcheck(forward, (*values, None, needs), test_utils=tests)
+        elif engine == "crf":
+            for needs in ([True] * 4, [False, True, False, True]):
+                torch.library.opcheck(forward, (*values, None, needs), test_utils=tests)
+        elif engine == "crf_marginals":
+            torch.library.opcheck(forward, values, test_utils=tests)
         elif engine == "region":
             torch.library.opcheck(forward, values, test_utils=tests)
             loss, slopes = forward(*values)

@@ -6,9 +6,6 @@
 
 namespace fastloss {
 
-// The names under which the engine serves.
-constexpr const char* kSequenceNames[] = {"crf_loss", "crf_decode", "crf_marginals"};
-
 enum class SequenceReduction { kNone, kSum, kMean, kTokenMean };
 
 // A batch of chains.

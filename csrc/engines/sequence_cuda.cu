@@ -112,7 +112,7 @@ FASTLOSS_DEVICE_INLINE T score_of(const Chains& chains, int64_t sequence, int64_
 }
 
 FASTLOSS_DEVICE_INLINE bool counts(const Chains& chains, int64_t sequence, int64_t step) {
-  return !chains.mask || load_integer(chains.mask, sequence * chains.mask_stride[0] +
+  return !chains.mask.data || load_integer(chains.mask, sequence * chains.mask_stride[0] +
                                                        step * chains.mask_stride[1]) != 0;
 }
 
@@ -154,7 +154,7 @@ FASTLOSS_DEVICE_INLINE T from_first_thread(T value) {
 // How many steps of a sequence count.
 template <int kBlock>
 FASTLOSS_DEVICE_INLINE int64_t count_steps(const Chains& chains, int64_t sequence) {
-  if (!chains.mask) return chains.steps;
+  if (!chains.mask.data) return chains.steps;
   int count = 0;
   for (int64_t t = threadIdx.x; t < chains.steps; t += kBlock) {
     const bool step_counts = counts(chains, sequence, t);
@@ -172,7 +172,7 @@ FASTLOSS_DEVICE_INLINE T weight_of(const CrfArguments& arguments, const double* 
 }
 
 FASTLOSS_DEVICE_INLINE bool wants_gradient(const CrfArguments& arguments) {
-  return arguments.emission_gradient || arguments.transitions_gradient ||
+  return arguments.emission_gradient.data || arguments.transitions_gradient ||
          arguments.start_gradient || arguments.end_gradient;
 }
 
@@ -182,7 +182,7 @@ FASTLOSS_DEVICE_INLINE void hand_out(const CrfArguments& arguments, const Scratc
                                      int64_t sequence, int64_t step, int64_t length, int64_t tag,
                                      T gradient) {
   const Chains& chains = arguments.chains;
-  if (arguments.emission_gradient) {
+  if (arguments.emission_gradient.data) {
     const int64_t* stride = arguments.gradient_stride;
     const T value[1] = {gradient};
     store<1>(arguments.emission_gradient, value,
@@ -270,8 +270,8 @@ struct Room {
   int64_t forth_pitch, back_step, back_pitch;
   T* rows;  // shared: [6, K]; else [3, K]
 
-  static constexpr int64_t pitch(int64_t tags) { return tags | 1; }
-  static constexpr std::size_t bytes(int64_t tags) {
+  static FASTLOSS_INLINE int64_t pitch(int64_t tags) { return tags | 1; }
+  static std::size_t bytes(int64_t tags) {
     return static_cast<std::size_t>(tags * pitch(tags) + 6 * tags) * sizeof(T);
   }
 
@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(kBlock)
   const Chains& chains = arguments.chains;
   const int64_t tags = chains.tags;
   const auto* transitions = static_cast<const T*>(chains.transitions);
-  const bool has_labels = bool(arguments.labels), wants = wants_gradient(arguments);
+  const bool has_labels = arguments.labels.data != nullptr, wants = wants_gradient(arguments);
   Room<T, kShared> room;
   room.template open<kBlock>(scratch, tags);
 
@@ -408,7 +408,7 @@ __global__ void __launch_bounds__(kBlock)
     }
     if (threadIdx.x == 0) scratch.doubtful[b] = !(doubtful <= kNegligible<T>);
 
-    if (arguments.emission_gradient) {
+    if (arguments.emission_gradient.data) {
       const int64_t* stride = arguments.gradient_stride;
       const T zero[1] = {T(0)};
       for (int64_t k = length * tags + threadIdx.x; k < chains.steps * tags; k += kBlock) {
@@ -469,7 +469,7 @@ __global__ void __launch_bounds__(kThreads)
     const T weight = weight_of<T>(arguments, workspace, b);
     for (int64_t j = threadIdx.x; j < tags; j += kThreads) suffix[j] = 0.0;
     for (int64_t t = length - 1; t >= 0; --t) {
-      const int64_t label = arguments.labels ? label_of(arguments, b, t) : -1;
+      const int64_t label = arguments.labels.data ? label_of(arguments, b, t) : -1;
       for (int64_t j = threadIdx.x; j < tags; j += kThreads) {
         const T probability = T(exp(prefix[t * tags + j] + suffix[j] - total));
         hand_out(arguments, scratch, b, t, length, j,
@@ -524,7 +524,7 @@ __global__ void __launch_bounds__(kThreads)
           is_sure && from < tags ? scratch.prefix[(step - 1) * tags + from] : T(0);
       after[s][column] = is_sure && to < tags ? scratch.potential[step * tags + to] : T(0);
       if (column == 0) {
-        const bool has_label = is_pair && arguments.labels;
+        const bool has_label = is_pair && arguments.labels.data;
         weights[s] = has_label ? weight_of<T>(arguments, workspace, b) : T(0);
         label_before[s] = has_label ? label_of(arguments, b, t - 1) : -1;
         label_after[s] = has_label ? label_of(arguments, b, t) : -1;

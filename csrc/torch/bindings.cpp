@@ -284,9 +284,6 @@ py::dict kernels() {
   add("softmax", catalogue().softmax);
   add("region", catalogue().region);
   add("ranked_region", catalogue().ranked_region);
-  py::list chains;
-  for (const char* name : kSequenceNames) chains.append(name);
-  result["sequence"] = chains;
   return result;
 }
 

@@ -381,19 +381,65 @@ inline Tensor crf_marginals_kernel(const Tensor& emissions, const Tensor& transi
 }
 
 // Their gradient is a second derivative of the loss: the twin computes it.
+struct MarginalsFunction : torch::autograd::Function<MarginalsFunction> {
+  static auto forward_operator() {
+    static const auto op = find_operator<MarginalsSignature>("fastloss::crf_marginals_forward");
+    return op;
+  }
+
+  static Tensor forward(AutogradContext* context, const Tensor& emissions,
+                        const Tensor& transitions, const OptionalTensor& start,
+                        const OptionalTensor& end, const OptionalTensor& mask) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    context->save_for_backward({emissions, transitions, start.value_or(Tensor()),
+                                end.value_or(Tensor()), mask.value_or(Tensor())});
+    return forward_operator().call(emissions, transitions, start, end, mask);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
+    const variable_list saved = context->get_saved_variables();
+    variable_list scores(saved.begin(), saved.begin() + 4);
+    std::vector<bool> needs;
+    for (const Tensor& score : scores) needs.push_back(score.defined() && score.requires_grad());
+    const bool again = c10::GradMode::is_enabled();
+    if (!again) {
+      for (size_t i = 0; i < scores.size(); ++i) {
+        if (needs[i]) scores[i] = scores[i].detach().requires_grad_();
+      }
+    }
+    const at::AutoGradMode with_graph(true);
+    const auto optional = [](const Tensor& tensor) {
+      return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+    };
+    static const auto reference =
+        find_operator<MarginalsSignature>("fastloss::crf_marginals_reference");
+    const Tensor marginals = reference.call(scores[0], scores[1], optional(scores[2]),
+                                            optional(scores[3]), optional(saved[4]));
+    variable_list result = differentiable_gradients(marginals, scores, needs, upstreams[0]);
+    if (!again) {
+      for (Tensor& gradient : result) {
+        if (gradient.defined()) gradient = gradient.detach();
+      }
+    }
+    result.emplace_back();  // the mask
+    return result;
+  }
+};
+
 inline Tensor crf_marginals_entry(const Tensor& emissions, const Tensor& transitions,
                                   const OptionalTensor& start, const OptionalTensor& end,
                                   const OptionalTensor& mask) {
   const ChainScores scores{emissions, transitions, start, end, mask};
   check_chains("crf_marginals", scores);
-  if (!chain_kernels_serve(scores) || chain_requires_grad(scores)) {
+  if (!chain_kernels_serve(scores)) {
     static const auto reference =
         find_operator<MarginalsSignature>("fastloss::crf_marginals_reference");
     return reference.call(emissions, transitions, start, end, mask);
   }
-  static const auto op = find_operator<MarginalsSignature>("fastloss::crf_marginals_forward");
+  if (chain_requires_grad(scores))
+    return MarginalsFunction::apply(emissions, transitions, start, end, mask);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return op.call(emissions, transitions, start, end, mask);
+  return MarginalsFunction::forward_operator().call(emissions, transitions, start, end, mask);
 }
 
 // ---- the best tags ----

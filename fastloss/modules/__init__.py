@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The losses as modules: options in the constructor, tensors in the call."""
 
-from . import boxes, classification, generative, regression, segmentation
+from . import boxes, classification, generative, regression, segmentation, sequence
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .regression import *  # noqa: F403
 from .segmentation import *  # noqa: F403
+from .sequence import *  # noqa: F403
 
 __all__ = [
     *boxes.__all__,
@@ -14,4 +15,5 @@ __all__ = [
     *generative.__all__,
     *regression.__all__,
     *segmentation.__all__,
+    *sequence.__all__,
 ]
