@@ -761,8 +761,9 @@ FORECASTS = Family(
 
 
 def _chains(shape: Shape, generator: Generator) -> dict[str, Tensor]:
-    """Sequences of tags and their scores for a shape (B, T, K)."""
-    sequences, steps, tags = shape
+    """Sequences of tags and their scores for a shape (B, T, K), or (B, K) with T = 3."""
+    sequences, tags = shape[0], shape[-1]
+    steps = shape[1] if len(shape) == 3 else 3
 
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, dtype=torch.float64)
@@ -778,8 +779,8 @@ def _chains(shape: Shape, generator: Generator) -> dict[str, Tensor]:
 
 def _masked_chains(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     """Sequences of any length from 1 on; where the mask is 0, a tag is any number."""
-    sequences, steps, _ = shape
     tensors = _chains(shape, generator)
+    sequences, steps = tensors["tags"].shape
     lengths = torch.randint(1, steps + 1, (sequences, 1), generator=generator)
     mask = torch.arange(steps) < lengths
     return {**tensors, "tags": torch.where(mask, tensors["tags"], -100), "mask": mask}

@@ -65,7 +65,10 @@ def by_instruction_set(
 
 def is_rounded_otherwise(case: Case, key: str, what: str) -> bool:
     """Whether bits may differ: fused multiply-adds, or lanes added up in another order."""
-    contracted = ("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region", "sequence")
+    contracted = (
+        *("pointwise", "softmax", "linear_cross_entropy"),
+        *("region", "ranked_region", "sequence"),
+    )
     if case.family.engine in contracted:
         return True  # compiled with contraction, where the instruction set has it
     if case.family.engine == "box_crowd":

@@ -824,6 +824,7 @@ template <class T>
 struct Steps {
   T *forth, *back;  // [K, pitch]
   T* places;        // [pitch]: 0, -1, -2, ...
+  bool no_numbers = false;  // NaN among the transitions, which no comparison would show
 
   static int64_t bytes(int64_t tags) {
     return 2 * Pieces::bytes<T>(tags * padded<T>(tags)) + Pieces::bytes<T>(padded<T>(tags));
@@ -838,8 +839,11 @@ struct Steps {
     fill(forth, -lanes::kInfinity<T>, tags * pitch);
     fill(back, -lanes::kInfinity<T>, tags * pitch);
     for (int64_t i = 0; i < tags; ++i) {
-      for (int64_t j = 0; j < tags; ++j)
-        forth[i * pitch + j] = back[j * pitch + i] = scores.transitions[i * tags + j];
+      for (int64_t j = 0; j < tags; ++j) {
+        const T score = scores.transitions[i * tags + j];
+        forth[i * pitch + j] = back[j * pitch + i] = score;
+        no_numbers |= score != score;
+      }
     }
   }
 };
@@ -884,6 +888,7 @@ class Decoder {
       slot_[s].index = first + order[s];
       slot_[s].length = lengths_[first + order[s]];
       slot_[s].score = 0.0;
+      slot_[s].spoiled = V(0) != V(0);
     }
     go_forth(count);
     go_back(count);
@@ -894,6 +899,7 @@ class Decoder {
     int64_t index = 0, length = 0;
     T largest = T(0);  // of the step before
     double score = 0.0;
+    Mask<T> spoiled{};  // by NaN, which the largest of several numbers may lose
     int64_t tag = 0;  // on the way back
   };
 
@@ -931,7 +937,11 @@ class Decoder {
       for (int64_t j = 0; j < tags; ++j) now[j] += scores_.end[j];
     }
     V most = V::load(now);
-    for (int64_t j = V::kLanes; j < pitch; j += V::kLanes) most = larger(V::load(now + j), most);
+    for (int64_t j = 0; j < pitch; j += V::kLanes) {
+      const V score = V::load(now + j);
+      slot.spoiled = slot.spoiled | (score != score);
+      most = larger(score, most);
+    }
     slot.largest = most.largest();
     slot.score += double(slot.largest);
   }
@@ -942,7 +952,8 @@ class Decoder {
       Slot& slot = slot_[s];
       int64_t* out = arguments_.tags + slot.index * arguments_.chains.steps;
       fill(out + slot.length, int64_t{-1}, arguments_.chains.steps - slot.length);
-      static_cast<T*>(arguments_.scores)[slot.index] = T(slot.score);
+      static_cast<T*>(arguments_.scores)[slot.index] =
+          steps_.no_numbers || any(slot.spoiled) ? lanes::kInfinity<T> * T(0) : T(slot.score);
     }
     int reaching = 0;
     for (int64_t t = slot_[0].length - 1; t >= 0; --t) {

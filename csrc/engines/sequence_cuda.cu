@@ -299,7 +299,7 @@ struct Room {
 };
 
 template <class T, int kBlock, bool kShared>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 1)
     chain_kernel(const __grid_constant__ CrfArguments arguments, const Scratch<T> scratch,
                  const double* workspace) {
   const Chains& chains = arguments.chains;
@@ -666,7 +666,7 @@ constexpr std::size_t decode_bytes(int64_t tags, bool in_shared) {
 
 // A block per sequence.
 template <class T, class Origin, int kBlock, bool kShared>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 1)
     decode_kernel(const __grid_constant__ DecodeArguments arguments, const Tracks<T> tracks) {
   const Chains& chains = arguments.chains;
   const int64_t tags = chains.tags;
@@ -681,15 +681,20 @@ __global__ void __launch_bounds__(kBlock)
     rows = shared + tags * tags;
     __syncthreads();
   }
+  bool no_numbers = false;  // NaN among the transitions: no comparison would show it
+  for (int64_t k = threadIdx.x; k < tags * tags; k += kBlock)
+    no_numbers = no_numbers || table[k] != table[k];
 
   for (int64_t b = blockIdx.x; b < chains.sequences; b += gridDim.x) {
     const int64_t length = count_steps<kBlock>(chains, b);
     auto* origins = static_cast<Origin*>(tracks.origins) + b * chains.steps * tags;
+    bool spoiled = no_numbers;
     for (int64_t t = 0; t < length; ++t) {
       const T* before = rows + ((t + 1) & 1) * tags;
       T* now = rows + (t & 1) * tags;
       for (int64_t j = threadIdx.x; j < tags; j += kBlock) {
         const T score = score_of<T>(chains, b, t, j, t == length - 1);
+        spoiled = spoiled || score != score;
         if (t == 0) {
           now[j] = score;
           continue;
@@ -742,7 +747,7 @@ __global__ void __launch_bounds__(kBlock)
       __syncthreads();
     }
 
-    double score = 0.0;
+    double score = spoiled ? double(__builtin_nanf("")) : 0.0;
     for (int64_t t = threadIdx.x; t < length; t += kBlock) {
       score += double(score_of<T>(chains, b, t, out[t], t == length - 1));
       if (t > 0) score += double(transitions[out[t - 1] * tags + out[t]]);
