@@ -559,11 +559,15 @@ def _crf_loss(
     reduction: str = "mean",
     **scores: Tensor,
 ) -> Tensor:
+    if mask is None:  # its own is of uint8, and a warning each time
+        mask = torch.ones_like(tags, dtype=torch.bool)
     return -_crf(**scores)(emissions, tags, mask, reduction)
 
 
 def _crf_decode(emissions: Tensor, mask: Tensor | None = None, **scores: Tensor) -> Tensor:
     """Padded, so that it can be compared: its tags are a list for each sequence."""
+    if mask is None:
+        mask = torch.ones(emissions.shape[:2], dtype=torch.bool, device=emissions.device)
     rows = _crf(**scores).decode(emissions, mask)
     steps = emissions.shape[1]
     return torch.tensor([[*row, *[-1] * (steps - len(row))] for row in rows])

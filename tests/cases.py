@@ -71,6 +71,8 @@ class Family:
         rounds_inside: Whether numbers between input and loss are rounded to the input's dtype, as
             matrix products are: in half precision the oracle's float64 is another function then.
         bounded: Whether the prediction must be a probability.
+        degenerate_error: How far apart two ways of computing degenerate input may be in float64,
+            beside what is relative to a number.
     """
 
     engine: str
@@ -86,6 +88,7 @@ class Family:
     ignored: int | None = None
     rounds_inside: bool = False
     bounded: bool = False
+    degenerate_error: float = 1e-12
 
 
 @dataclass(frozen=True)
@@ -807,6 +810,7 @@ CHAINS = Family(
     integers=("tags",),
     element_wise=False,
     reductions=("none", "mean", "sum", "token_mean"),
+    degenerate_error=1e-10,  # the scores of a path add up to 1e5, whose last digits are 1e-11
 )
 # More tags than lanes of any vector.
 MASKED_CHAINS = replace(CHAINS, build=_masked_chains, shape_of=lambda size: (size, 4, 19))

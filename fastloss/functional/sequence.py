@@ -24,7 +24,7 @@ def crf_loss(
     """Negative log-likelihood of tag sequences in a linear-chain conditional random field.
 
     log Σ_y e^score(y) - score(tags), where the sum goes over all K^T sequences of tags and
-    score(y) = start[y₁] + Σ_t emissions[t, y_t] + Σ_t transitions[y_{t-1}, y_t] + end[y_T].
+    score(y) = start[y₁] + Σ_t emissions[t, y_t] + Σ_t transitions[y_t, y_t+1] + end[y_T].
 
     Every sequence is one sweep forth and one back, which together give the loss and the gradients
     of all four kinds of scores. Scores may be as extreme as ±1e4 (forbidden transitions) and
@@ -57,7 +57,7 @@ def crf_loss(
         >>> emissions = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]]])
         >>> transitions = torch.tensor([[0.5, -0.5], [-1.0, 1.0]])
         >>> F.crf_loss(emissions, torch.tensor([[0, 1, 1]]), transitions)
-        tensor(1.1793)
+        tensor(1.1710)
     """
     return _ops.crf(
         emissions, tags, transitions, start_transitions, end_transitions, mask, reduction
@@ -98,7 +98,7 @@ def crf_marginals(
         >>> emissions = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [0.5, 0.0]]])
         >>> transitions = torch.tensor([[0.5, -0.5], [-1.0, 1.0]])
         >>> F.crf_marginals(emissions, transitions)[0, :, 0]
-        tensor([0.8376, 0.3972, 0.4633])
+        tensor([0.7585, 0.3907, 0.4306])
     """
     return _ops.crf_marginals(emissions, transitions, start_transitions, end_transitions, mask)
 
