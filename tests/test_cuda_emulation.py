@@ -128,6 +128,7 @@ TABLE: dict[str, tuple[tuple[str, ...], float]] = {
     "test_packs_and_blocks.py": ((), 5),
     "test_segmentation.py": (("test_a_step_allocates",), 1.5),
     "test_softmax.py": ((), 0.15),
+    "test_sequence.py": ((), 0.2),
 }
 
 
