@@ -543,7 +543,8 @@ def _torchcrf() -> ModuleType | None:
 
 def _crf(transitions: Tensor, start_transitions: Tensor, end_transitions: Tensor) -> Any:
     """pytorch-crf's module with these scores in the place of its parameters."""
-    own = _torchcrf().CRF
+    module: Any = _torchcrf()
+    own = module.CRF
     crf = own.__new__(own)
     torch.nn.Module.__init__(crf)
     crf.num_tags, crf.batch_first = len(transitions), True

@@ -75,9 +75,7 @@ class BenchmarkCase:
 
     def inputs(self, device: str) -> Arguments:
         """The arguments of a call, fresh."""
-        arguments = self.row.arguments(
-            self.shape, device=device, requires_grad=self.with_gradient
-        )
+        arguments = self.row.arguments(self.shape, device=device, requires_grad=self.with_gradient)
         for name in self.row.family.integers:
             # No ignored rows: that all rows count is the cheapest case for the baselines.
             arguments[name].clamp_(min=0)

@@ -809,7 +809,7 @@ def test_tags_of_chains() -> None:
             F.crf_loss(**chain(tags=tags))
     with pytest.raises(ValueError, match=r"^crf_loss: tags must have shape \(B, T\) = \[2, 3\]"):
         F.crf_loss(**chain(tags=torch.zeros(2, 4, dtype=torch.int64)))
-    with pytest.raises(TypeError, match="^crf_loss: tags must be uint8, int16, int32 or int64"):
+    with pytest.raises(TypeError, match=r"^crf_loss: tags must be uint8, int16, int32 or int64"):
         F.crf_loss(**chain(tags=torch.zeros(2, 3)))
 
 

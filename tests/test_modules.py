@@ -79,7 +79,7 @@ def test_module_takes_weight_and_avg_factor_with_the_call(case: Case) -> None:
     assert torch.equal(module(**inputs, **more), expected)
 
 
-@pytest.mark.parametrize("name", sorted({case.module for case in CASES if follows_the_function(case)}))
+@pytest.mark.parametrize("name", sorted({row.module for row in CASES if follows_the_function(row)}))
 def test_module_can_be_copied_saved_and_shown(name: str) -> None:
     case = next(case for case in CASES if case.module == name)
     arguments = case.arguments(9)

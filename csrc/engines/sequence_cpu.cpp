@@ -27,8 +27,8 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t count)
-      : memory_(static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T),
-                                               std::align_val_t{64}))) {}
+      : memory_(static_cast<T*>(
+            ::operator new(static_cast<std::size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
   ~Buffer() { ::operator delete(memory_, std::align_val_t{64}); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -169,9 +169,8 @@ FASTLOSS_INLINE void multiply_columns(const Rows<T>& rows, const T* matrix, int6
 #pragma GCC unroll 8
     for (int k = 0; k < kParts * kSums; ++k) {
       const int64_t row = i + k / kSums;
-      sum[k] = Product::join(
-          sum[k], V(rows[k % kSums / kVectors][row]),
-          V::load(matrix + row * pitch + column + k % kVectors * V::kLanes));
+      sum[k] = Product::join(sum[k], V(rows[k % kSums / kVectors][row]),
+                             V::load(matrix + row * pitch + column + k % kVectors * V::kLanes));
     }
   }
   for (; i < count; ++i) {
@@ -218,7 +217,8 @@ FASTLOSS_INLINE void multiply(int sequences, const Rows<T>& rows, const T* matri
 
 // sums[i][j] += Σ_s left[s][i] · right[s][j] for kRows rows and kVectors vectors of columns.
 template <int kRows, int kVectors, class T>
-FASTLOSS_INLINE void add_tile(const T* left, const T* right, int64_t pitch, int64_t steps, T* sums) {
+FASTLOSS_INLINE void add_tile(const T* left, const T* right, int64_t pitch, int64_t steps,
+                              T* sums) {
   using V = Vec<T>;
   V sum[kRows * kVectors];
 #pragma GCC unroll 8
@@ -226,8 +226,8 @@ FASTLOSS_INLINE void add_tile(const T* left, const T* right, int64_t pitch, int6
   for (int64_t s = 0; s < steps; ++s) {
 #pragma GCC unroll 8
     for (int k = 0; k < kRows * kVectors; ++k) {
-      sum[k] += V(left[s * pitch + k / kVectors]) *
-                V::load(right + s * pitch + k % kVectors * V::kLanes);
+      sum[k] +=
+          V(left[s * pitch + k / kVectors]) * V::load(right + s * pitch + k % kVectors * V::kLanes);
     }
   }
 #pragma GCC unroll 8
@@ -327,8 +327,8 @@ inline int64_t tasks_of(int64_t sequences, int64_t partial_bytes) {
   return groups < most ? groups : most > 1 ? most : 1;
 }
 
-// The order in which a group is done, the longest first: who still takes part at a step is always at
-// the front.
+// The order in which a group is done, the longest first: who still takes part at a step is always
+// at the front.
 inline std::array<int, kGroup> longest_first(const int64_t* lengths, int count) {
   std::array<int, kGroup> order{};
   for (int s = 0; s < count; ++s) {
@@ -527,8 +527,7 @@ class Task {
         const V scale(sequence.scale[t] = take_exponent(sequence.total.sum(), sequence.exponent));
         V total(0);
         for (int64_t j = 0; j < pitch; j += V::kLanes) {
-          const V value =
-              lift(sequence, V::load(now[s] + j) * (scale * V::load(potential + j)), j);
+          const V value = lift(sequence, V::load(now[s] + j) * (scale * V::load(potential + j)), j);
           value.store(now[s] + j);
           total += value;
         }
@@ -537,21 +536,22 @@ class Task {
     }
     for (int s = 0; s < count; ++s) {
       Sequence<T>& sequence = group_[s];
-      sequence.log_sum = sequence.offset + double(sequence.exponent) * kLn2 +
-                         log(double(sequence.total.sum()));
+      sequence.log_sum =
+          sequence.offset + double(sequence.exponent) * kLn2 + log(double(sequence.total.sum()));
     }
   }
 
-  // The sums over all paths that go on from a tag, step by step from the end: with the prefixes they
-  // are the probabilities of tags and of pairs. Adds up the probability that a lifted number is
-  // involved. Leaves the pairs' factors in `potential`: the pair (i, j) of steps t - 1 and t has the
-  // weighted probability prefix[t - 1][i] · forth[i][j] · potential[t][j].
+  // The sums over all paths that go on from a tag, step by step from the end: with the prefixes
+  // they are the probabilities of tags and of pairs. Adds up the probability that a lifted number
+  // is involved. Leaves the pairs' factors in `potential`: the pair (i, j) of steps t - 1 and t has
+  // the weighted probability prefix[t - 1][i] · forth[i][j] · potential[t][j].
   template <bool kGradient>
   void sweep_back(int count) {
     const int64_t pitch = scores_.pitch;
     int reaching = 0;
     for (int64_t t = group_[0].length - 1;; --t) {
-      for (; reaching < count && group_[reaching].length > t; ++reaching) start_back(group_[reaching]);
+      for (; reaching < count && group_[reaching].length > t; ++reaching)
+        start_back(group_[reaching]);
       for (int s = 0; s < reaching; ++s) find_probabilities<kGradient>(group_[s], t);
       if (t == 0) return;
       Rows<T> onward{}, suffix{};
@@ -614,7 +614,8 @@ class Task {
   // A step's weighted probabilities, less the label, are the gradient of its emissions.
   void hand_out(const Sequence<T>& sequence, int64_t step) const {
     if (arguments_.labels) sequence.row[sequence.labels[step]] -= sequence.weight;
-    if (arguments_.emission_gradient) write_gradient(arguments_, sequence.index, step, sequence.row);
+    if (arguments_.emission_gradient)
+      write_gradient(arguments_, sequence.index, step, sequence.row);
     if (step == 0) copy(sequence.first, sequence.row, scores_.tags);
     if (step == sequence.length - 1) copy(sequence.last, sequence.row, scores_.tags);
   }
@@ -641,14 +642,14 @@ class Task {
     using V = Vec<double>;
     const int64_t tags = scores_.tags, pitch = padded<double>(tags), steps = sequence.length;
     Buffer<double> memory((2 * steps + 4 + 3 * tags) * pitch);
-    double* score = memory.data();             // [steps, pitch]
-    double* prefix = score + steps * pitch;    // [steps, pitch]
-    double* suffix = prefix + steps * pitch;   // [pitch]
-    double* onward = suffix + pitch;           // [pitch]
-    double* probability = onward + pitch;      // [pitch]
-    double* forth = probability + 2 * pitch;   // [tags, pitch]
-    double* back = forth + tags * pitch;       // [tags, pitch]
-    double* pairs = back + tags * pitch;       // [tags, pitch]
+    double* score = memory.data();            // [steps, pitch]
+    double* prefix = score + steps * pitch;   // [steps, pitch]
+    double* suffix = prefix + steps * pitch;  // [pitch]
+    double* onward = suffix + pitch;          // [pitch]
+    double* probability = onward + pitch;     // [pitch]
+    double* forth = probability + 2 * pitch;  // [tags, pitch]
+    double* back = forth + tags * pitch;      // [tags, pitch]
+    double* pairs = back + tags * pitch;      // [tags, pitch]
     constexpr double kNever = -lanes::kInfinity<double>;
     fill(forth, kNever, 2 * tags * pitch);
     fill(pairs, 0.0, tags * pitch);
@@ -772,7 +773,7 @@ void run_crf(const CrfArguments& arguments, const Execution& execution) {
   double tokens = 0.0;
   for (int64_t b = 0; b < chains.sequences; ++b) tokens += double(lengths[b]);
   const SequenceReduction reduction = arguments.reduction;
-  const double factor = reduction == SequenceReduction::kMean        ? 1.0 / double(chains.sequences)
+  const double factor = reduction == SequenceReduction::kMean ? 1.0 / double(chains.sequences)
                         : reduction == SequenceReduction::kTokenMean ? 1.0 / tokens
                                                                      : 1.0;
   const T gradient_factor = arguments.defers_mean ? T(1) : T(factor);
@@ -793,8 +794,7 @@ void run_crf(const CrfArguments& arguments, const Execution& execution) {
   };
   using RunTask = decltype(run_task);
   execution.parallel.run(
-      tasks,
-      [](void* context, int64_t index) { (*static_cast<RunTask*>(context))(index); },
+      tasks, [](void* context, int64_t index) { (*static_cast<RunTask*>(context))(index); },
       &run_task);
   fault.throw_if_any();
 
@@ -818,12 +818,12 @@ void run_crf(const CrfArguments& arguments, const Execution& execution) {
 
 // ---- the best path ----
 
-// The transitions, padded so that no path leads into the padding: rows by the tag before, and by the
-// tag after.
+// The transitions, padded so that no path leads into the padding: rows by the tag before, and by
+// the tag after.
 template <class T>
 struct Steps {
-  T *forth, *back;  // [K, pitch]
-  T* places;        // [pitch]: 0, -1, -2, ...
+  T *forth, *back;          // [K, pitch]
+  T* places;                // [pitch]: 0, -1, -2, ...
   bool no_numbers = false;  // NaN among the transitions, which no comparison would show
 
   static int64_t bytes(int64_t tags) {
@@ -900,7 +900,7 @@ class Decoder {
     T largest = T(0);  // of the step before
     double score = 0.0;
     Mask<T> spoiled{};  // by NaN, which the largest of several numbers may lose
-    int64_t tag = 0;  // on the way back
+    int64_t tag = 0;    // on the way back
   };
 
   // [pitch]: the best scores of paths to each tag, less the largest of the step before.
@@ -982,7 +982,8 @@ class Decoder {
 
 template <class T>
 int64_t decode_scratch_typed(const DecodeArguments& arguments) {
-  return Pieces::bytes<int64_t>(arguments.chains.sequences) + Steps<T>::bytes(arguments.chains.tags);
+  return Pieces::bytes<int64_t>(arguments.chains.sequences) +
+         Steps<T>::bytes(arguments.chains.tags);
 }
 
 template <class T>

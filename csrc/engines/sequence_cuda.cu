@@ -52,14 +52,14 @@ inline int64_t logarithm_slots(const Chains& chains) {
 // What the kernels of one call leave for each other.
 template <class T>
 struct Scratch {
-  T* potential;  // [B, T, K]: e^(emission - largest), later the factors of pairs
-  T* prefix;     // [B, T, K]: sums over all paths up to a step
-  T* scale;      // [B, T]: the largest emission, later the power of two a step is scaled with
-  T *forth, *back;       // [K, K]: e^(transition - largest), and transposed
-  T* rows;               // [B, 3, K]
-  T* outermost;          // [2, B, K]: the gradients of the first and the last step
-  T* pairs;              // [chunks, K, K]
-  int64_t* lengths;      // [B]
+  T* potential;      // [B, T, K]: e^(emission - largest), later the factors of pairs
+  T* prefix;         // [B, T, K]: sums over all paths up to a step
+  T* scale;          // [B, T]: the largest emission, later the power of two a step is scaled with
+  T *forth, *back;   // [K, K]: e^(transition - largest), and transposed
+  T* rows;           // [B, 3, K]
+  T* outermost;      // [2, B, K]: the gradients of the first and the last step
+  T* pairs;          // [chunks, K, K]
+  int64_t* lengths;  // [B]
   double *score, *loss;  // [B]
   int* doubtful;         // [B]
   double* log_prefix;    // [slots, T, K]
@@ -103,8 +103,8 @@ FASTLOSS_DEVICE_INLINE T emission(const Chains& chains, int64_t sequence, int64_
 
 // With what the ends of a sequence add to it.
 template <class T>
-FASTLOSS_DEVICE_INLINE T score_of(const Chains& chains, int64_t sequence, int64_t step,
-                                  int64_t tag, bool is_last) {
+FASTLOSS_DEVICE_INLINE T score_of(const Chains& chains, int64_t sequence, int64_t step, int64_t tag,
+                                  bool is_last) {
   T value = emission<T>(chains, sequence, step, tag);
   if (step == 0 && chains.start) value += static_cast<const T*>(chains.start)[tag];
   if (is_last && chains.end) value += static_cast<const T*>(chains.end)[tag];
@@ -113,7 +113,7 @@ FASTLOSS_DEVICE_INLINE T score_of(const Chains& chains, int64_t sequence, int64_
 
 FASTLOSS_DEVICE_INLINE bool counts(const Chains& chains, int64_t sequence, int64_t step) {
   return !chains.mask.data || load_integer(chains.mask, sequence * chains.mask_stride[0] +
-                                                       step * chains.mask_stride[1]) != 0;
+                                                            step * chains.mask_stride[1]) != 0;
 }
 
 FASTLOSS_DEVICE_INLINE void check_mask(const Chains& chains, int64_t sequence, int64_t step,
@@ -126,9 +126,8 @@ FASTLOSS_DEVICE_INLINE void check_mask(const Chains& chains, int64_t sequence, i
 
 FASTLOSS_DEVICE_INLINE int64_t label_of(const CrfArguments& arguments, int64_t sequence,
                                         int64_t step) {
-  const int64_t label =
-      load_integer(arguments.labels, sequence * arguments.label_stride[0] +
-                                         step * arguments.label_stride[1]);
+  const int64_t label = load_integer(
+      arguments.labels, sequence * arguments.label_stride[0] + step * arguments.label_stride[1]);
   FASTLOSS_DEVICE_ASSERT(label >= 0 && label < arguments.chains.tags,
                          "fastloss: a tag is out of range");
   return label;
@@ -252,10 +251,9 @@ __global__ void __launch_bounds__(kThreads)
 
   grid_sum<kThreads>(tokens, completion, [&](double total) {
     const SequenceReduction reduction = arguments.reduction;
-    workspace[kMeanFactor] =
-        reduction == SequenceReduction::kMean        ? 1.0 / double(chains.sequences)
-        : reduction == SequenceReduction::kTokenMean ? 1.0 / total
-                                                     : 1.0;
+    workspace[kMeanFactor] = reduction == SequenceReduction::kMean ? 1.0 / double(chains.sequences)
+                             : reduction == SequenceReduction::kTokenMean ? 1.0 / total
+                                                                          : 1.0;
   });
 }
 
@@ -366,7 +364,8 @@ __global__ void __launch_bounds__(kBlock, 1)
     const bool any_lifted =
         from_first_thread(block_sum<kBlock>(lifted || !(total > T(0)) ? 1 : 0)) > 0;
 
-    // Back: the sums over all paths that go on from a tag; with the prefixes they are probabilities.
+    // Back: the sums over all paths that go on from a tag; with the prefixes they are
+    // probabilities.
     T doubtful(0);
     if (wants || any_lifted) {
       const T weight = weight_of<T>(arguments, workspace, b);
@@ -400,8 +399,7 @@ __global__ void __launch_bounds__(kBlock, 1)
           if (!wants) continue;
           hand_out(arguments, scratch, b, t, length, i,
                    weight * probability - (label == i ? weight : T(0)));
-          if (t + 1 < length)
-            potential[(t + 1) * tags + i] = onward_row(t + 1)[i] * (weight / all);
+          if (t + 1 < length) potential[(t + 1) * tags + i] = onward_row(t + 1)[i] * (weight / all);
         }
       }
       doubtful = block_sum<kBlock>(doubtful);
@@ -520,8 +518,7 @@ __global__ void __launch_bounds__(kThreads)
       const bool is_pair = step < end && t > 0 && t < scratch.lengths[b];
       const bool is_sure = is_pair && !scratch.doubtful[b];
       const int64_t from = first_from + column;
-      before[s][column] =
-          is_sure && from < tags ? scratch.prefix[(step - 1) * tags + from] : T(0);
+      before[s][column] = is_sure && from < tags ? scratch.prefix[(step - 1) * tags + from] : T(0);
       after[s][column] = is_sure && to < tags ? scratch.potential[step * tags + to] : T(0);
       if (column == 0) {
         const bool has_label = is_pair && arguments.labels.data;
@@ -535,7 +532,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int k = 0; k < kOwn; ++k) {
         const int from = row + k * kTileRows;
         sum[k] += before[s][from] * after[s][column];
-        if (label_before[s] == first_from + from && label_after[s] == to) of_labels[k] += weights[s];
+        if (label_before[s] == first_from + from && label_after[s] == to)
+          of_labels[k] += weights[s];
       }
     }
     __syncthreads();
@@ -620,8 +618,7 @@ void run_crf(const CrfArguments& arguments, const Execution& execution) {
   const Scratch<T> scratch(pieces, arguments);
   double* workspace = execution.workspace;
   const double* read_workspace = workspace;
-  const unsigned prepare_grid =
-      grid_for(chains.sequences * chains.steps, kThreads / kWarpSize);
+  const unsigned prepare_grid = grid_for(chains.sequences * chains.steps, kThreads / kWarpSize);
   launch(prepare_kernel<T>, prepare_grid, kThreads, 0, execution.stream, arguments, scratch,
          workspace, completion_for(execution, prepare_grid));
   launch_chain(arguments, scratch, execution);

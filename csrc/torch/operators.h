@@ -95,8 +95,8 @@ using RankedRegionBackwardSignature = Tensor(const Tensor&, const Tensor&, const
 // emissions, tags, transitions, start_transitions, end_transitions, mask, reduction
 using CrfSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
                             const OptionalTensor&, const OptionalTensor&, std::string_view);
-// the same, upstream, needs. With `upstream`, the gradients are those of the unreduced loss weighted
-// by it.
+// the same, upstream, needs. With `upstream`, the gradients are those of the unreduced loss
+// weighted by it.
 using CrfForwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, std::string_view, const OptionalTensor&, ChainNeeds);

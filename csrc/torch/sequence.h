@@ -44,8 +44,7 @@ inline SequenceReduction sequence_reduction(std::string_view reduction) {
                       : reduction == "none"       ? SequenceReduction::kNone
                                                   : std::optional<SequenceReduction>();
   TORCH_CHECK_VALUE(
-      result,
-      "crf_loss: reduction must be \"none\", \"mean\", \"sum\" or \"token_mean\", got \"",
+      result, "crf_loss: reduction must be \"none\", \"mean\", \"sum\" or \"token_mean\", got \"",
       reduction, "\"");
   return *result;
 }
@@ -125,9 +124,9 @@ inline Tensor scratch_like(const Tensor& tensor, int64_t bytes) {
 [[noreturn]] inline void report_mask(const char* function, const MaskNotPrefix& bad) {
   TORCH_CHECK_VALUE(bad.step > 0, function, ": mask must count the first step of every sequence, ",
                     "got 0 there in sequence ", bad.sequence);
-  TORCH_CHECK_VALUE(false, function, ": mask must count the first steps of a sequence and no others, ",
-                    "got a step that counts, ", bad.step, ", after one that does not in sequence ",
-                    bad.sequence);
+  TORCH_CHECK_VALUE(
+      false, function, ": mask must count the first steps of a sequence and no others, ",
+      "got a step that counts, ", bad.step, ", after one that does not in sequence ", bad.sequence);
 }
 
 // ---- the loss ----
@@ -150,8 +149,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> crf_meta(
 // The mean is taken off float16 gradients until backward: a small factor would push them below
 // float16's smallest numbers.
 inline bool chain_defers_mean(const Tensor& emissions, std::string_view reduction) {
-  return emissions.scalar_type() == at::kHalf &&
-         (reduction == "mean" || reduction == "token_mean");
+  return emissions.scalar_type() == at::kHalf && (reduction == "mean" || reduction == "token_mean");
 }
 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> crf_kernel(
@@ -231,8 +229,8 @@ struct CrfCall : torch::CustomClassHolder {
   // What the mean multiplies a deferred gradient with.
   Tensor times_mean(const Tensor& upstream, const Tensor& emissions) const {
     if (reduction == "token_mean" && mask) return upstream.div(at::count_nonzero(*mask));
-    const auto count = reduction == "mean" ? emissions.sym_size(0)
-                                           : emissions.sym_size(0) * emissions.sym_size(1);
+    const auto count =
+        reduction == "mean" ? emissions.sym_size(0) : emissions.sym_size(0) * emissions.sym_size(1);
     return upstream.div(c10::Scalar(count));
   }
 };
@@ -253,12 +251,11 @@ struct CrfFunction : torch::autograd::Function<CrfFunction> {
     const ChainNeeds needs{reduces && emissions.requires_grad(),
                            reduces && transitions.requires_grad(), reduces && requires_grad(start),
                            reduces && requires_grad(end)};
-    auto [loss, of_emissions, of_transitions, of_start, of_end] = call->call(
-        forward_operator(), emissions, transitions, start, end, OptionalTensor(), needs);
+    auto [loss, of_emissions, of_transitions, of_start, of_end] =
+        call->call(forward_operator(), emissions, transitions, start, end, OptionalTensor(), needs);
     // Saved, not only kept with the call: torch then notices changes in place.
     context->save_for_backward({emissions, transitions, start.value_or(Tensor()),
-                                end.value_or(Tensor()), call->tags,
-                                call->mask.value_or(Tensor())});
+                                end.value_or(Tensor()), call->tags, call->mask.value_or(Tensor())});
     if (reduces) {
       call->gradients[0] = of_emissions;
       call->gradients[1] = of_transitions;
@@ -283,9 +280,9 @@ struct CrfFunction : torch::autograd::Function<CrfFunction> {
     if (c10::GradMode::is_enabled()) {
       static const auto reference = find_operator<CrfSignature>("fastloss::crf_reference");
       const Tensor loss = call.call(reference, emissions, transitions, start, end);
-      variable_list result = differentiable_gradients(
-          loss, {saved[0], saved[1], saved[2], saved[3]}, std::vector<bool>(needs.begin(), needs.end()),
-          upstream);
+      variable_list result =
+          differentiable_gradients(loss, {saved[0], saved[1], saved[2], saved[3]},
+                                   std::vector<bool>(needs.begin(), needs.end()), upstream);
       result.emplace_back();  // the call
       return result;
     }
@@ -299,7 +296,8 @@ struct CrfFunction : torch::autograd::Function<CrfFunction> {
           call.call(forward_operator(), emissions, transitions, start, end,
                     unreduced ? OptionalTensor(upstream) : OptionalTensor(), needs);
     }
-    if (chain_defers_mean(emissions, call.reduction)) upstream = call.times_mean(upstream, emissions);
+    if (chain_defers_mean(emissions, call.reduction))
+      upstream = call.times_mean(upstream, emissions);
     variable_list result(5);
     for (size_t i = 0; i < 4; ++i) {
       if (!needs[i]) continue;
@@ -342,9 +340,8 @@ inline Tensor crf_entry(const Tensor& emissions, const Tensor& tags, const Tenso
     return CrfFunction::apply(emissions, transitions, start, end, call);
   }
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return std::get<0>(CrfFunction::forward_operator().call(emissions, tags, transitions, start, end,
-                                                          mask, reduction, OptionalTensor(),
-                                                          ChainNeeds{}));
+  return std::get<0>(CrfFunction::forward_operator().call(
+      emissions, tags, transitions, start, end, mask, reduction, OptionalTensor(), ChainNeeds{}));
 }
 
 // ---- the probabilities of the tags ----

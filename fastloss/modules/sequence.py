@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -99,7 +101,8 @@ class CRF(nn.Module):
     def _scores(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.transitions, self.start_transitions, self.end_transitions
 
-    def _batch_first(self, tensor: Tensor | None) -> Tensor | None:
+    def _batch_first(self, tensor: Any) -> Any:
+        """A tensor as the functions take it; they refuse what is no batch of sequences."""
         if self.batch_first or not isinstance(tensor, Tensor) or tensor.dim() < 2:
-            return tensor  # what is no batch of sequences, the function refuses
+            return tensor
         return tensor.transpose(0, 1)

@@ -41,9 +41,7 @@ def crf_loss(
         return loss.sum() / max(len(loss), 1)
     if reduction == "token_mean":
         return loss.sum() / counts.sum().clamp(min=1)
-    raise ValueError(
-        f"reduction must be 'none', 'mean', 'sum' or 'token_mean', got {reduction!r}"
-    )
+    raise ValueError(f"reduction must be 'none', 'mean', 'sum' or 'token_mean', got {reduction!r}")
 
 
 def crf_marginals(

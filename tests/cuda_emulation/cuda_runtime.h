@@ -242,7 +242,8 @@ cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  const cudaError_t error = emulated_cuda::check_launch(*config, reinterpret_cast<const void*>(kernel));
+  const cudaError_t error =
+      emulated_cuda::check_launch(*config, reinterpret_cast<const void*>(kernel));
   if (error != cudaSuccess) return error;
   using Call = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
   const Call call{kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)};
