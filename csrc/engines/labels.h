@@ -13,12 +13,9 @@ namespace fastloss::FASTLOSS_TARGET {
 template <class T>
 constexpr int64_t kMostClasses = int64_t{1} << (Ieee<T>::kMantissaBits + 1);
 
-// As numbers of type T. There are at most kMostClasses<T>: then labels in range are exact, and
-// none out of range is rounded into it.
+// As numbers of type T, exact for labels in range of at most kMostClasses<T>.
 template <class T>
 class LabelReader {
-  using V = Vec<T>;
-
  public:
   LabelReader(const Input& labels, const IgnoredLabels& ignored, int64_t classes)
       : labels_(labels), ignored_(ignored), classes_(classes) {}
@@ -41,38 +38,30 @@ class LabelReader {
  private:
   template <class Label>
   bool read_typed(T* number, T* counts, int64_t offset, int64_t stride, int64_t count) const {
-    typedef Label Several __attribute__((vector_size(V::kLanes * sizeof(Label))));
     const Label* const labels = static_cast<const Label*>(labels_.data) + offset;
-    const V classes = V(T(classes_)), none(-1), zero(0), one(1);
+    // Said apart so that the compiler vectorises it.
+    return stride == 1 ? read_run(number, counts, labels, 1, count)
+                       : read_run(number, counts, labels, stride, count);
+  }
+
+  // In vectors: no branches, and locals.
+  template <class Label>
+  FASTLOSS_INLINE bool read_run(T* number, T* counts, const Label* labels, int64_t stride,
+                                int64_t count) const {
     const auto index = static_cast<Label>(ignored_.index);
     const bool has_index = ignored_.has_index && index == ignored_.index;  // else none has it
-    auto wrong = zero < zero;
-    for (int64_t i = 0; i < count; i += V::kLanes) {
-      const int64_t here = count - i < V::kLanes ? count - i : V::kLanes;
-      Several several = {};
-      if (here == V::kLanes && stride == 1) {
-        __builtin_memcpy(&several, labels + i, sizeof(several));
-      } else {
-        for (int64_t j = 0; j < here; ++j) several[j] = labels[(i + j) * stride];
-      }
-      const V value(__builtin_convertvector(several, typename V::Lanes));
-      auto ignored = zero < zero;
-      if (has_index)
-        ignored = {__builtin_convertvector(several == index, typename Mask<T>::Native)};
-      if (ignored_.negatives) ignored = ignored | (value < zero);
-      wrong = wrong | !(ignored | ((value >= zero) & (value < classes)));
-      const V label = select(ignored, none, value), does_count = select(ignored, zero, one);
-      if (here == V::kLanes) {
-        label.store(number + i);
-        does_count.store(counts + i);
-      } else {
-        for (int64_t j = 0; j < here; ++j) {
-          number[i + j] = label[int(j)];
-          counts[i + j] = does_count[int(j)];
-        }
-      }
+    const bool negatives = ignored_.negatives;
+    const int64_t classes = classes_;
+    int wrong = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const Label label = labels[i * stride];
+      const bool ignored = (has_index & (label == index)) | (negatives & (label < 0));
+      const bool exists = (label >= 0) & (int64_t{label} < classes);
+      wrong |= !(ignored | exists);
+      number[i] = ignored ? T(-1) : T(label);
+      counts[i] = ignored ? T(0) : T(1);
     }
-    return !any(wrong);
+    return wrong == 0;
   }
 
   Input labels_;

@@ -31,11 +31,11 @@ class Voxels {
     logits.load(arguments_.input, arguments_.layout, of_logits, begin, end);
     next = ClassTile<T>::ahead(arguments_.input, arguments_.layout, of_logits, end);
     bool in_range = true;
-    for (int64_t i = 0; i < count; ++i) valid[i] = T(1);
     for (int64_t i = count; i < whole; ++i) label_[i] = T(-1), valid[i] = T(0);
     if (arguments_.labels) {
       in_range = load_labels(sample, begin, end);
     } else {
+      std::fill_n(valid, count, T(1));
       targets_.load(arguments_.target, arguments_.layout, axis(arguments_, kRegionTarget, sample),
                     begin, end);
       if (arguments_.ignore != Ignore::kNone) ignore_dense(count);
@@ -182,9 +182,14 @@ class Pass {
 
   // Sets the slopes, already times the upstream gradient, for what follows: by the sums of each
   // class, and the factor of the voxels' own losses.
-  void set_slopes(std::vector<T> by_intersection, std::vector<T> by_prediction, T voxel_factor) {
-    by_intersection_ = std::move(by_intersection);
-    by_prediction_ = std::move(by_prediction);
+  void set_slopes(const std::vector<T>& by_intersection, const std::vector<T>& by_prediction,
+                  T voxel_factor) {
+    const bool squared = arguments_.squared;
+    slopes_.clear();
+    for (int64_t c = 0; c < arguments_.classes; ++c) {
+      slopes_.push_back({squared ? T(0) : by_prediction[c],
+                         squared ? T(2) * by_prediction[c] : T(0), by_intersection[c]});
+    }
     voxel_factor_ = voxel_factor;
   }
 
@@ -193,9 +198,10 @@ class Pass {
       const int64_t last = std::min(end, first + voxels_.logits.pixels());
       const int64_t whole = ClassTile<T>::padded(last - first);
       voxels_.load(sample, first, last);
-      if constexpr (kSoftmax) weigh(whole);
-      for (int64_t c = 0; c < arguments_.classes; ++c) {
-        gradient_of_class(c, whole);
+      if (arguments_.squared) {
+        differentiate<true>(whole);
+      } else {
+        differentiate<false>(whole);
       }
       write(sample, first, last, streaming);
     }
@@ -219,21 +225,20 @@ class Pass {
   // Returns their sum.
   template <class Visit>
   FASTLOSS_INLINE V exponentiate(int64_t i, const Visit& visit) {
-    const int64_t classes = arguments_.classes;
-    const ClassTile<T>& logits = voxels_.logits;
-    V largest = V::load(logits.row(0) + i);
+    // Locals: for all the compiler knows, the store below changes members.
+    const int64_t classes = arguments_.classes, pitch = voxels_.logits.pixels();
+    const ClassAhead next = voxels_.next;
+    const T* const logits = voxels_.logits.row(0) + i;
+    T* const out = numbers().row(0) + i;
+    V largest = V::load(logits);
     // (Where this loses a NaN, the difference below finds it again.)
-    for (int64_t c = 1; c < classes; ++c) {
-      const V x = V::load(logits.row(c) + i);
-      largest = larger(x, largest);
-    }
+    for (int64_t c = 1; c < classes; ++c) largest = larger(V::load(logits + c * pitch), largest);
     V sum(0);
-    ClassTile<T>& out = numbers();
     for (int64_t c = 0; c < classes; ++c) {
-      voxels_.next.ask(c, i);
-      const V shifted = V::load(logits.row(c) + i) - largest;
+      next.ask(c, i);
+      const V shifted = V::load(logits + c * pitch) - largest;
       const V e = exp_nonpositive(shifted);
-      e.store(out.row(c) + i);
+      e.store(out + c * pitch);
       sum += e;
       visit(c, shifted, e);
     }
@@ -306,44 +311,54 @@ class Pass {
     if constexpr (kOfLogit) of_voxels += double(losses.sum());
   }
 
-  // The slope of the loss by the probability of a class: q = flat + steep · p + a · t.
+  // The slope of the loss by the probability p of a class: flat + steep · p + by_target · target.
+  // It is flat or steep as predictions are squared or not.
   struct Slope {
-    V flat, steep, by_target;
-    FASTLOSS_INLINE Slope(const Pass& pass, int64_t c)
-        : flat(pass.arguments_.squared ? T(0) : pass.by_prediction_[c]),
-          steep(pass.arguments_.squared ? T(2) * pass.by_prediction_[c] : T(0)),
-          by_target(pass.by_intersection_[c]) {}
+    T flat, steep, by_target;
   };
 
+  template <bool kSquared>
+  void differentiate(int64_t whole) {
+    if constexpr (kSoftmax) weigh<kSquared>(whole);
+    for (int64_t c = 0; c < arguments_.classes; ++c) gradient_of_class<kSquared>(c, whole);
+  }
+
   // Softmax: exponentials, their divisors, and Σ p q, which every class's gradient is less by.
+  template <bool kSquared>
   void weigh(int64_t whole) {
+    const Slope* const slopes = slopes_.data();
     for (int64_t i = 0; i < whole; i += V::kLanes) {
       V flat(0), steep(0), mass(0);
       const V valid = V::load(voxels_.valid + i);
       const V sum = exponentiate(i, [&](int64_t c, V /*shifted*/, V e) {
         const V t = target(c, i);
-        const Slope slope(*this, c);
-        flat += e * (slope.flat + slope.by_target * t);
-        if (arguments_.squared) steep += e * e * slope.steep;
+        const V by_target = V(slopes[c].by_target) * t;
+        if constexpr (kSquared) {
+          flat += e * by_target;
+          steep += e * e * V(slopes[c].steep);
+        } else {
+          flat += e * (V(slopes[c].flat) + by_target);
+        }
         if constexpr (kCrossEntropy)
           mass += Voxel::mass(t, class_weight_[c], share_, voxel_parameter_);
       });
       const V inverse = valid / sum;
       inverse.store(inverse_ + i);
       V all = inverse * flat;
-      if (arguments_.squared) all += inverse * inverse * steep;
+      if constexpr (kSquared) all += inverse * inverse * steep;
       all.store(together_ + i);
       if constexpr (kCrossEntropy) mass.store(mass_ + i);
     }
   }
 
+  template <bool kSquared>
   void gradient_of_class(int64_t c, int64_t whole) {
-    const Slope slope(*this, c);
+    const V flat(slopes_[c].flat), steep(slopes_[c].steep), by_target(slopes_[c].by_target);
     T* out = numbers().row(c);
     for (int64_t i = 0; i < whole; i += V::kLanes) {
       const V valid = V::load(voxels_.valid + i);
       const V p = probability(c, i), t = target(c, i);
-      const V q = slope.flat + slope.steep * p + slope.by_target * t;
+      const V q = (kSquared ? steep * p : flat) + by_target * t;
       V gradient;
       if constexpr (kSoftmax) {
         gradient = p * (q - V::load(together_ + i));
@@ -373,7 +388,8 @@ class Pass {
   alignas(64) T inverse_[Voxels<T>::kMost];
   alignas(64) T together_[Voxels<T>::kMost];
   alignas(64) T mass_[Voxels<T>::kMost];
-  std::vector<T> class_weight_, by_intersection_, by_prediction_;
+  std::vector<T> class_weight_;
+  std::vector<Slope> slopes_;
   T voxel_parameter_[2], share_, voxel_factor_ = T(0);
 };
 
@@ -528,7 +544,7 @@ struct Kernels {
             by_intersection[c] = factor * slopes[(region * classes + c) * 2];
             by_prediction[c] = factor * slopes[(region * classes + c) * 2 + 1];
           }
-          pass.set_slopes(std::move(by_intersection), std::move(by_prediction),
+          pass.set_slopes(by_intersection, by_prediction,
                           upstream[0] * slopes[regions * classes * 2 + sample]);
           pass.gradient(sample, begin, end, streaming);
           if (streaming) streaming_fence();
