@@ -813,7 +813,7 @@ CHAINS = Family(
     degenerate_error=1e-10,  # the scores of a path add up to 1e5, whose last digits are 1e-11
 )
 # More tags than lanes of any vector.
-MASKED_CHAINS = replace(CHAINS, build=_masked_chains, shape_of=lambda size: (size, 4, 19))
+MASKED_CHAINS = replace(CHAINS, build=_masked_chains, shape_of=lambda size: (size, 3, 17))
 
 
 def _without_tags(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
