@@ -87,9 +87,11 @@ def verdicts(measurement: Measurement) -> list[Verdict]:
         found.append(Verdict(f"≤ {goal.limit:g}× limit", _found(multiple), reached))
     peak = measurement.fastloss.peak_extra_bytes
     if case.headline and case.work is Work.STEP and peak is not None:
-        allowed, name = measurement.bytes_written, "gradient only"
-        if goal.memory_of_eager:
-            allowed, name = measurement.eager.peak_extra_bytes, "memory of eager"
+        allowed, name = (
+            (measurement.eager.peak_extra_bytes, "memory of eager")
+            if goal.memory_of_eager
+            else (measurement.bytes_written, "gradient only")
+        )
         extra = None if allowed is None else peak - allowed
         shown = "not measured" if extra is None else f"{_number(round(extra / MIB, 2))} MiB more"
         found.append(Verdict(name, shown, None if extra is None else extra <= SMALL_BYTES))

@@ -132,6 +132,7 @@ TABLE: dict[str, tuple[tuple[str, ...], float]] = {
     "test_metrics.py": (("test_same_bits", "test_compiled", "test_errors"), 0.1),
     "test_ranking.py": (("test_extra_memory",), 1),
     "test_metric_learning.py": (("test_no_matrix",), 0.1),
+    "test_sequence.py": ((), 0.2),
 }
 
 
