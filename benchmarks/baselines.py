@@ -46,14 +46,14 @@ class Baseline:
 
     Attributes:
         eager: What runs eagerly.
-        compiled: What ``torch.compile`` gets.
+        compiled: What ``torch.compile`` gets; None: nothing, it would unroll a long loop.
         source: Whose code the eager one is.
         renamed: The arguments that have another name than fastloss's.
         same_loss: False where the opponent is another loss, as a yardstick.
     """
 
     eager: LossFunction
-    compiled: LossFunction
+    compiled: LossFunction | None
     source: str
     renamed: Mapping[str, str] = field(default_factory=dict)
     same_loss: bool = True
@@ -68,6 +68,9 @@ def baseline_of(loss: str) -> Baseline:
         if loss in _MONAI and _monai_losses() is not None:
             return Baseline(_of_monai(loss), compiled, "MONAI")
         return Baseline(eager, compiled, "formula")
+    if loss in _CHAINS:
+        eager = _CHAINS[loss] if _torchcrf() is not None else getattr(reference, loss)
+        return Baseline(eager, None, "fastloss.reference" if _torchcrf() is None else "pytorch-crf")
     if loss in _TORCH:
         function = getattr(torch_functional, loss)
         return Baseline(function, function, "torch")
@@ -527,6 +530,50 @@ def _quantile_loss(
     return _reduce(torch.max((quantiles - 1) * error, quantiles * error), reduction)
 
 
+# ------------------------------------------------------------------------------------- sequences
+
+
+@functools.cache
+def _torchcrf() -> ModuleType | None:
+    try:
+        return importlib.import_module("torchcrf")
+    except ImportError:
+        return None
+
+
+def _crf(transitions: Tensor, start_transitions: Tensor, end_transitions: Tensor) -> Any:
+    """pytorch-crf's module with these scores in the place of its parameters."""
+    module: Any = _torchcrf()
+    own = module.CRF
+    crf = own.__new__(own)
+    torch.nn.Module.__init__(crf)
+    crf.num_tags, crf.batch_first = len(transitions), True
+    crf.transitions, crf.start_transitions = transitions, start_transitions
+    crf.end_transitions = end_transitions
+    return crf
+
+
+def _crf_loss(
+    emissions: Tensor,
+    tags: Tensor,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+    **scores: Tensor,
+) -> Tensor:
+    if mask is None:  # its own is of uint8, and a warning each time
+        mask = torch.ones_like(tags, dtype=torch.bool)
+    return -_crf(**scores)(emissions, tags, mask, reduction)
+
+
+def _crf_decode(emissions: Tensor, mask: Tensor | None = None, **scores: Tensor) -> Tensor:
+    """Padded, so that it can be compared: its tags are a list for each sequence."""
+    if mask is None:
+        mask = torch.ones(emissions.shape[:2], dtype=torch.bool, device=emissions.device)
+    rows = _crf(**scores).decode(emissions, mask)
+    steps = emissions.shape[1]
+    return torch.tensor([[*row, *[-1] * (steps - len(row))] for row in rows])
+
+
 # ------------------------------------------------------------------------------------- generation
 
 
@@ -703,6 +750,7 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     "lovasz_softmax_loss": (_lovasz_softmax_loss, reference.lovasz_softmax_loss),
     "lambda_loss": (_lambda_loss_as(select_pairs=True), _lambda_loss_as(select_pairs=False)),
 }
+_CHAINS: dict[str, LossFunction] = {"crf_loss": _crf_loss, "crf_decode": _crf_decode}
 _MONAI = {
     "dice_loss": "DiceLoss",
     "tversky_loss": "TverskyLoss",

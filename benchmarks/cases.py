@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from benchmarks.baselines import CALL_YARDSTICK, Baseline, baseline_of
-from tests.cases import CASES, Arguments, Case, Shape, find_case
+from tests.cases import CASES, DECODING, Arguments, Case, Shape, find_case
 
 
 class Work(str, Enum):
@@ -30,11 +30,14 @@ class Goal:
         eager: At least this many times as fast as eager PyTorch.
         compiled: At least this many times as fast as ``torch.compile``.
         limit: At most this many times the streaming limit.
+        memory_of_eager: Headlines take no memory but that of the gradient; where this is set, no
+            more than eager PyTorch does.
     """
 
     eager: float | None = None
     compiled: float | None = None
     limit: float | None = None
+    memory_of_eager: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class BenchmarkCase:
         goal: What is to be reached.
         headline: Whether it belongs to the README's main table.
         yardstick: The opponent, where it is not the loss's own baseline.
+        trained: The arguments that get a gradient besides the predictions.
     """
 
     name: str
@@ -60,6 +64,7 @@ class BenchmarkCase:
     goal: Goal = field(default_factory=Goal)
     headline: bool = True
     yardstick: Baseline | None = None
+    trained: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> Baseline:
@@ -67,15 +72,16 @@ class BenchmarkCase:
         return self.yardstick or baseline_of(self.row.function)
 
     @property
-    def predictions(self) -> tuple[str, ...]:
+    def with_gradient(self) -> tuple[str, ...]:
         """The arguments that get a gradient; none where only the forward is measured."""
         if self.work is Work.FORWARD:
             return ()
-        return self.row.family.differentiable[: self.row.family.predictions]
+        predictions = self.row.family.differentiable[: self.row.family.predictions]
+        return (*predictions, *self.trained)
 
     def inputs(self, device: str) -> Arguments:
         """The arguments of a call, fresh."""
-        arguments = self.row.arguments(self.shape, device=device, requires_grad=self.predictions)
+        arguments = self.row.arguments(self.shape, device=device, requires_grad=self.with_gradient)
         for name in self.row.family.integers:
             # No ignored rows: that all rows count is the cheapest case for the baselines.
             arguments[name].clamp_(min=0)
@@ -104,6 +110,7 @@ _MILLION = 1 << 20
 _DETECTOR = (67200, 80)  # the predictions of 8 images of 640 × 640, 80 classes
 _PICTURES = (4, 1024, 1024)
 _SEGMENTATION = (4, 20, 256, 256)
+_TAGGER = (32, 128, 32)
 
 _WITH_GOALS = (
     _boxes("ciou-8192", "CIoU, 8192", _CIOU, 8192, Goal(eager=25, compiled=8)),
@@ -175,7 +182,7 @@ _WITH_GOALS = (
         "Linear + cross-entropy, 2048 × 1024 → 32000",
         "linear_cross_entropy",
         (2048, 1024, 32_000),
-        Goal(eager=1.2),
+        Goal(eager=1.2, memory_of_eager=True),
     ),
     _elements(
         "dice",
@@ -205,6 +212,22 @@ _WITH_GOALS = (
         "batch_hard_triplet_loss",
         (1024, 128),
         Goal(eager=3),
+    ),
+    BenchmarkCase(
+        "crf",
+        "CRF, 32 × 128, 32 tags",
+        find_case("crf_loss"),
+        _TAGGER,
+        goal=Goal(eager=60),
+        trained=find_case("crf_loss").family.differentiable[1:],
+    ),
+    BenchmarkCase(
+        "crf-decode",
+        "CRF decoding, 32 × 128, 32 tags",
+        DECODING,
+        _TAGGER,
+        Work.FORWARD,
+        Goal(eager=50),
     ),
     BenchmarkCase(
         "pairwise-ciou",
@@ -248,6 +271,7 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "linear_cross_entropy": (1 << 11, 64, 1 << 12),
     "region": (4, 20, 128, 128),
     "ranked_region": (2, 20, 128, 128),
+    "sequence": (32, 64, 16),
 }
 SCORES: Shape = (16, 30, 30)  # what a discriminator says of the patches of 16 images
 

@@ -148,23 +148,23 @@ def measure(case: BenchmarkCase, device: str, effort: Effort, notify: Notify) ->
     read, written = case.compulsory_bytes(inputs)
     sets = [inputs, *(_copy(inputs) for _ in range(_input_sets(read + written, device) - 1))]
     opponent_sets = [_rename(arguments, baseline.renamed) for arguments in sets]
-    predictions = case.predictions
-    opponent_predictions = [baseline.renamed.get(name, name) for name in predictions]
+    wanted = case.with_gradient
+    opponent_wanted = tuple(baseline.renamed.get(name, name) for name in wanted)
 
     notify("first steps")
     own = getattr(fastloss.functional, case.row.function)
     steps = {
-        "fastloss": _step_of(own, sets, predictions, case.work),
-        "eager": _step_of(baseline.eager, opponent_sets, opponent_predictions, case.work),
+        "fastloss": _step_of(own, sets, wanted, case.work),
+        "eager": _step_of(baseline.eager, opponent_sets, opponent_wanted, case.work),
     }
     compiled: Contender | None = None
     if baseline.same_loss:
-        expected = _evaluate(own, sets[0], predictions)
-        _check_agreement(case, "eager", expected, _evaluate(baseline.eager, sets[0], predictions))
+        expected = _evaluate(own, sets[0], wanted)
+        _check_agreement(case, "eager", expected, _evaluate(baseline.eager, sets[0], wanted))
         steps["limit"] = streaming_pass(read, written, device, len(sets))
-        if effort.compile:
+        if effort.compile and baseline.compiled is not None:
             notify("torch.compile")
-            compiled, step, found = _compile(baseline.compiled, sets, predictions, case.work)
+            compiled, step, found = _compile(baseline.compiled, sets, wanted, case.work)
             if step is not None and found is not None:
                 _check_agreement(case, "torch.compile", expected, found)
                 steps["compiled"] = step
@@ -174,10 +174,10 @@ def measure(case: BenchmarkCase, device: str, effort: Effort, notify: Notify) ->
     for name, step in steps.items():
         if name != "limit":
             step()
-            _drop_gradients(sets, predictions)
+            _drop_gradients(sets, wanted)
             peaks[name] = peak_extra_bytes(step, device)
             launches[name] = count_launches(step) if device == "cuda" else None
-    _drop_gradients(sets, predictions)
+    _drop_gradients(sets, wanted)
 
     timings = take_turns(
         steps, device, effort.seconds_for(case), effort.rounds, lambda done: notify(f"round {done}")
@@ -223,14 +223,14 @@ def _rename(arguments: Arguments, names: Mapping[str, str]) -> Arguments:
     return {names.get(name, name): value for name, value in arguments.items()}
 
 
-def _drop_gradients(sets: Sequence[Arguments], predictions: Sequence[str]) -> None:
+def _drop_gradients(sets: Sequence[Arguments], wanted: Sequence[str]) -> None:
     for arguments in sets:
-        for prediction in predictions:
-            arguments[prediction].grad = None
+        for name in wanted:
+            arguments[name].grad = None
 
 
 def _step_of(
-    function: LossFunction, sets: Sequence[Arguments], predictions: Sequence[str], work: Work
+    function: LossFunction, sets: Sequence[Arguments], wanted: Sequence[str], work: Work
 ) -> Step:
     """One step of a training loop, on the next of the inputs."""
     turn = itertools.cycle(sets)
@@ -238,33 +238,33 @@ def _step_of(
     def forward() -> None:
         function(**next(turn))
 
-    if not predictions or work is Work.GRAPH:
+    if not wanted or work is Work.GRAPH:
         return forward
 
     def forward_and_backward() -> None:
         arguments = next(turn)
-        for prediction in predictions:
-            arguments[prediction].grad = None
+        for name in wanted:
+            arguments[name].grad = None
         function(**arguments).backward()
 
     return forward_and_backward
 
 
 def _compile(
-    function: LossFunction, sets: Sequence[Arguments], predictions: Sequence[str], work: Work
+    function: LossFunction, sets: Sequence[Arguments], wanted: Sequence[str], work: Work
 ) -> tuple[Contender, Step | None, list[Tensor] | None]:
     """The compiled function's step and results, or why there are none."""
     torch.compiler.reset()  # the caches of Python frames are shared by all cases, and limited
     begin = time.perf_counter()
     try:
         compiled = torch.compile(function, dynamic=False)
-        found = _evaluate(compiled, sets[0], predictions)
+        found = _evaluate(compiled, sets[0], wanted)
     # Anything may go wrong in a compiler, a missing C++ compiler included, and is a result here.
     except Exception as error:
         failure = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         return Contender("torch.compile", failure=failure), None, None
     contender = Contender("torch.compile", compile_seconds=time.perf_counter() - begin)
-    return contender, _step_of(compiled, sets, predictions, work), found
+    return contender, _step_of(compiled, sets, wanted, work), found
 
 
 def streaming_pass(bytes_read: int, bytes_written: int, device: str, sets: int = 1) -> Step:
@@ -302,22 +302,20 @@ def streaming_pass(bytes_read: int, bytes_written: int, device: str, sets: int =
 # ------------------------------------------------------------------------------- the same results?
 
 
-def _evaluate(
-    function: LossFunction, inputs: Arguments, predictions: Sequence[str]
-) -> list[Tensor]:
-    """The loss and the gradients there are."""
-    loss = function(**inputs)
-    if not predictions:
+def _evaluate(function: LossFunction, inputs: Arguments, wanted: Sequence[str]) -> list[Tensor]:
+    """The loss (or matrix, or tags), and the gradients."""
+    found = function(**inputs)
+    loss = found[0].float() if isinstance(found, tuple) else found
+    if not wanted:
         return [loss]
-    found = torch.autograd.grad(loss, [inputs[name] for name in predictions])
-    return [loss.detach(), *found]
+    return [loss.detach(), *torch.autograd.grad(loss, [inputs[name] for name in wanted])]
 
 
 def _check_agreement(
     case: BenchmarkCase, who: str, expected: list[Tensor], found: list[Tensor]
 ) -> None:
-    names = ("loss", *(f"gradient of {name}" for name in case.predictions))
-    for what, a, b in zip(names, expected, found, strict=True):
+    gradients = (f"gradient of {name}" for name in case.with_gradient)
+    for what, a, b in zip(("loss", *gradients), expected, found, strict=True):
         difference, size = (a - b).norm().item(), a.norm().item()
         if not difference <= AGREEMENT * size:
             raise DisagreementError(

@@ -87,9 +87,14 @@ def verdicts(measurement: Measurement) -> list[Verdict]:
         found.append(Verdict(f"≤ {goal.limit:g}× limit", _found(multiple), reached))
     peak = measurement.fastloss.peak_extra_bytes
     if case.headline and case.work is Work.STEP and peak is not None:
-        extra = peak - measurement.bytes_written
-        shown = f"{_number(round(extra / MIB, 2))} MiB more"
-        found.append(Verdict("gradient only", shown, extra <= SMALL_BYTES))
+        allowed, name = (
+            (measurement.eager.peak_extra_bytes, "memory of eager")
+            if goal.memory_of_eager
+            else (measurement.bytes_written, "gradient only")
+        )
+        extra = None if allowed is None else peak - allowed
+        shown = "not measured" if extra is None else f"{_number(round(extra / MIB, 2))} MiB more"
+        found.append(Verdict(name, shown, None if extra is None else extra <= SMALL_BYTES))
     return found
 
 

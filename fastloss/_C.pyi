@@ -97,6 +97,29 @@ def ranked_region(
     ignore_index: int | None,
     reduction: str,
 ) -> Tensor: ...
+def crf(
+    emissions: Tensor,
+    tags: Tensor,
+    transitions: Tensor,
+    start_transitions: Tensor | None,
+    end_transitions: Tensor | None,
+    mask: Tensor | None,
+    reduction: str,
+) -> Tensor: ...
+def crf_marginals(
+    emissions: Tensor,
+    transitions: Tensor,
+    start_transitions: Tensor | None,
+    end_transitions: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor: ...
+def crf_decode(
+    emissions: Tensor,
+    transitions: Tensor,
+    start_transitions: Tensor | None,
+    end_transitions: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]: ...
 def build_info() -> dict[str, str | bool]: ...
 def kernels() -> dict[str, list[str]]: ...
 def empty_cache() -> None: ...

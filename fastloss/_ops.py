@@ -248,6 +248,44 @@ def batch_hard(
     return call(loss, embeddings, labels, parameters, reduction)
 
 
+def crf(
+    emissions: Tensor,
+    tags: Tensor,
+    transitions: Tensor,
+    start_transitions: Tensor | None,
+    end_transitions: Tensor | None,
+    mask: Tensor | None,
+    reduction: str,
+) -> Tensor:
+    """The negative log-likelihood of tags in a linear chain."""
+    call = torch.ops.fastloss.crf if torch.compiler.is_compiling() else _C.crf
+    return call(emissions, tags, transitions, start_transitions, end_transitions, mask, reduction)
+
+
+def crf_marginals(
+    emissions: Tensor,
+    transitions: Tensor,
+    start_transitions: Tensor | None,
+    end_transitions: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """The probability of every tag at every step of a linear chain."""
+    call = torch.ops.fastloss.crf_marginals if torch.compiler.is_compiling() else _C.crf_marginals
+    return call(emissions, transitions, start_transitions, end_transitions, mask)
+
+
+def crf_decode(
+    emissions: Tensor,
+    transitions: Tensor,
+    start_transitions: Tensor | None,
+    end_transitions: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The best tags of a linear chain and their score."""
+    call = torch.ops.fastloss.crf_decode if torch.compiler.is_compiling() else _C.crf_decode
+    return call(emissions, transitions, start_transitions, end_transitions, mask)
+
+
 def _split(avg_factor: float | Tensor | None) -> tuple[Tensor | None, float | None]:
     """A schema has no "number or tensor": two arguments, one of which is None."""
     if isinstance(avg_factor, Tensor):
@@ -523,6 +561,17 @@ def _batch_hard_reference(
     return _call_twin(loss, (embeddings, labels), margin, reduction=reduction)
 
 
+def _reference_itself(name: str) -> Callable[..., Any]:
+    """The twin of an operator with the function's own signature."""
+
+    def call(*arguments: Any) -> Any:
+        from fastloss import reference
+
+        return getattr(reference, name)(*arguments)
+
+    return call
+
+
 _library = torch.library.Library("fastloss", "IMPL")
 for _engine, _function in {
     "pointwise": _two_tensors_reference,
@@ -536,6 +585,9 @@ for _engine, _function in {
     "pairs": _pairs_reference,
     "triplet": _triplet_reference,
     "batch_hard": _batch_hard_reference,
+    "crf": _reference_itself("crf_loss"),
+    "crf_marginals": _reference_itself("crf_marginals"),
+    "crf_decode": _reference_itself("crf_decode"),
 }.items():
     for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
         _library.impl(f"{_engine}_reference", _function, _key)

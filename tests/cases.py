@@ -76,6 +76,8 @@ class Family:
         bounded: Whether the prediction must be a probability.
         predictions: How many of the differentiable arguments a model predicts at once; in training
             all of those have a gradient.
+        degenerate_error: How far apart two ways of computing degenerate input may be in float64,
+            beside what is relative to a number.
     """
 
     engine: str
@@ -92,6 +94,7 @@ class Family:
     rounds_inside: bool = False
     bounded: bool = False
     predictions: int = 1
+    degenerate_error: float = 1e-12
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class Case:
         kernel: Name of the formula in ``fastloss._C.kernels()``, if it is not the function's.
         variant: What tells this row from others of the function.
         options: Keyword arguments of the variant; tensors among them go where the inputs go.
+        own_module: Whether the module is called otherwise than the function, as the one of another
+            library is that it stands for; it has tests of its own then.
         exact_gradient: False where the formula holds a factor constant for the gradient: finite
             differences see another function there, only the oracle tells what is right.
         float32: Tolerance in float32; a looser one has its reason beside it.
@@ -118,6 +123,7 @@ class Case:
     kernel: str = ""
     variant: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    own_module: bool = False
     exact_gradient: bool = True
     float32: Tolerance = TOLERANCES[torch.float32]
 
@@ -219,9 +225,16 @@ class Case:
         if gradient:
             moved += sum(tensor.nbytes for tensor in tensors if tensor.requires_grad)
         if not self.family.reduces:
-            rows, columns = (arguments[name].shape for name in self.family.differentiable)
-            moved += 4 * math.prod((*rows[:-1], columns[-2]))
+            moved += self._result_bytes(arguments)
         return moved
+
+    def _result_bytes(self, arguments: Arguments) -> int:
+        shapes = {
+            name: value.detach().to("meta") if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+        }
+        result = getattr(functional, self.function)(**shapes)
+        return sum(part.nbytes for part in (result if isinstance(result, tuple) else (result,)))
 
 
 # -------------------------------------------------------------------------------------------- boxes
@@ -750,6 +763,75 @@ FORECASTS = Family(
     differentiable=("input",),
     shape_of=BINARY.shape_of,
     weight_shapes=_broadcastable,
+)
+
+
+# ---------------------------------------------------------------------------------------- sequences
+
+
+def _chains(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Sequences of tags and their scores for a shape (B, T, K), or (B, K) with T = 3."""
+    sequences, tags = shape[0], shape[-1]
+    steps = shape[1] if len(shape) == 3 else 3
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    return {
+        "emissions": 2 * normal(sequences, steps, tags),
+        "tags": torch.randint(tags, (sequences, steps), generator=generator),
+        "transitions": normal(tags, tags),
+        "start_transitions": normal(tags),
+        "end_transitions": normal(tags),
+    }
+
+
+def _masked_chains(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Sequences of any length from 1 on; where the mask is 0, a tag is any number."""
+    tensors = _chains(shape, generator)
+    sequences, steps = tensors["tags"].shape
+    lengths = torch.randint(1, steps + 1, (sequences, 1), generator=generator)
+    mask = torch.arange(steps) < lengths
+    return {**tensors, "tags": torch.where(mask, tensors["tags"], -100), "mask": mask}
+
+
+def _degenerate_chains() -> dict[str, Tensor]:
+    """Emissions that ask for one tag, transitions that forbid it, and steps without a choice."""
+    tensors = _masked_chains((40, 5, 4), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    for name in ("emissions", "transitions", "start_transitions", "end_transitions"):
+        scores = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+        chosen = torch.randint(len(scores), tensors[name].shape, generator=generator)
+        tensors[name] = scores[chosen]
+    tensors["emissions"][:5] = 0
+    return tensors
+
+
+CHAINS = Family(
+    engine="sequence",
+    build=_chains,
+    degenerate=_degenerate_chains,
+    differentiable=("emissions", "transitions", "start_transitions", "end_transitions"),
+    shape_of=lambda size: (size, 6, 3),
+    integers=("tags",),
+    element_wise=False,
+    reductions=("none", "mean", "sum", "token_mean"),
+    degenerate_error=1e-10,  # the scores of a path add up to 1e5, whose last digits are 1e-11
+)
+# More tags than lanes of any vector.
+MASKED_CHAINS = replace(CHAINS, build=_masked_chains, shape_of=lambda size: (size, 3, 17))
+
+
+def _without_tags(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name != "tags"}
+
+
+CHAINS_WITHOUT_TAGS = replace(
+    CHAINS,
+    build=lambda shape, generator: _without_tags(_masked_chains(shape, generator)),
+    degenerate=lambda: _without_tags(_degenerate_chains()),
+    integers=(),
+    reduces=False,
 )
 
 
@@ -1591,6 +1673,9 @@ CASES: tuple[Case, ...] = (
         options={"quantiles": 0.3},
     ),
     Case("quantile_loss", "Quantiles", FORECASTS, "QuantileLoss", variant="several"),
+    Case("crf_loss", "CRF", CHAINS, "CRF", own_module=True),
+    Case("crf_loss", "CRF, masked", MASKED_CHAINS, "CRF", variant="mask", own_module=True),
+    Case("crf_marginals", "CRF marginals", CHAINS_WITHOUT_TAGS, None),
     Case("lsgan_discriminator_loss", "LSGAN D", REAL_AND_FAKE, "LSGANDiscriminatorLoss"),
     Case(
         "lsgan_discriminator_loss",
@@ -1755,6 +1840,10 @@ METRICS: tuple[Case, ...] = (
         "ndcg", "NDCG of 5, masked", _MASKED_WITHOUT_GRADIENT, None, variant="k", options={"k": 5}
     ),
 )
+
+
+# It returns tags, not a loss: no row of the table. test_sequence.py has its tests.
+DECODING = Case("crf_decode", "CRF decoding", CHAINS_WITHOUT_TAGS, None)
 
 
 def find_case(id: str) -> Case:

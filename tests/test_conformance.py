@@ -26,10 +26,14 @@ from fastloss import _C, functional, modules, reference
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "csrc"
 FUNCTIONS = sorted(functional.__all__)
-TASKS = ("boxes", "classification", "generative", "ranking", "regression", "segmentation")
-# It takes a function, not tensors alone: test_generative.py has its tests.
-WITHOUT_ROW = {"gradient_penalty": "GradientPenalty"}
+TASKS = (
+    *("boxes", "classification", "generative", "ranking", "regression", "segmentation"),
+    "sequence",
+)
 ROWS = (*CASES, *METRICS)
+# What takes a function, or returns no loss, has no row, but tests of its own.
+WITHOUT_ROW = {"gradient_penalty", "crf_decode"}
+MODULES_WITHOUT_ROW = {"GradientPenalty"}
 
 
 # -------------------------------------------------------------------------------------------- names
@@ -37,7 +41,7 @@ ROWS = (*CASES, *METRICS)
 
 def test_functions_references_and_rows_have_the_same_names() -> None:
     assert sorted(reference.__all__) == FUNCTIONS
-    assert sorted({case.function for case in ROWS} | WITHOUT_ROW.keys()) == FUNCTIONS
+    assert sorted({case.function for case in ROWS} | WITHOUT_ROW) == FUNCTIONS
 
 
 def test_every_formula_has_a_row_and_every_row_a_formula() -> None:
@@ -51,8 +55,11 @@ def test_every_formula_has_a_row_and_every_row_a_formula() -> None:
 
 def test_every_module_has_a_row_and_every_loss_function_a_module() -> None:
     of_rows = {case.module for case in CASES if case.module}
-    assert sorted(of_rows | set(WITHOUT_ROW.values())) == sorted(modules.__all__)
-    assert {case.function for case in CASES if case.module is None} == {"pairwise_box_iou"}
+    assert sorted(of_rows | MODULES_WITHOUT_ROW) == sorted(modules.__all__)
+    assert {case.function for case in CASES if case.module is None} == {
+        "pairwise_box_iou",
+        "crf_marginals",
+    }
 
 
 def test_modules_call_the_function_of_their_row() -> None:
@@ -67,22 +74,23 @@ ABBREVIATIONS = {
     **{word.lower(): word for word in ("IoU", "MSE", "RMSE", "L1", "NLL", "LSGAN")},
     **{word.lower(): word for word in ("NDCG", "MLE", "RankNet")},
 }
-TORCHS_SPELLING = {
+SPELLED_AS_ELSEWHERE = {
     "BinaryCrossEntropy": "BCELoss",
     "BinaryCrossEntropyWithLogits": "BCEWithLogitsLoss",
     "CrossEntropy": "CrossEntropyLoss",
+    "CrfLoss": "CRF",
     "LinearCrossEntropy": "LinearCrossEntropyLoss",
 }
 
 
 def test_module_names_follow_the_functions() -> None:
-    """CamelCase of the function's name; torch's spelling where torch has the module."""
+    """CamelCase of the function's name; torch's or pytorch-crf's spelling where they have it."""
     for case in CASES:
         if case.module is None:
             continue
         words = case.function.split("_")
         spelled = "".join(ABBREVIATIONS.get(word, word.capitalize()) for word in words)
-        assert case.module == TORCHS_SPELLING.get(spelled, spelled)
+        assert case.module == SPELLED_AS_ELSEWHERE.get(spelled, spelled)
 
 
 def test_rows_have_names_of_their_own() -> None:
@@ -136,14 +144,15 @@ def test_signature_equals_the_references(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(modules.__all__))
 def test_module_has_the_functions_options_and_defaults(name: str) -> None:
-    """But for the reduction, whose default is "mean" everywhere, and what a module decides better
-    by itself.
+    """But for the reduction, whose default is "mean" everywhere, and what a module decides or owns
+    itself.
     """
     module = getattr(modules, name)
     function = inspect.signature(module.function).parameters
     differing = {
         "WiseBoxIoULoss": {"version", "momentum", "process_group"},
         "LinearCrossEntropyLoss": {"in_features", "num_classes", "bias", "device", "dtype"},
+        "CRF": {"num_tags", "batch_first"},
     }.get(name, set())
     options = inspect.signature(module).parameters
     for option in options.values():
@@ -156,6 +165,7 @@ def test_module_has_the_functions_options_and_defaults(name: str) -> None:
     owned = {
         "WiseBoxIoULoss": {"iou_mean"},
         "LinearCrossEntropyLoss": {"linear_weight", "linear_bias"},
+        "CRF": {"transitions", "start_transitions", "end_transitions"},
     }
     assert set(function) - passed == owned.get(name, set())
 

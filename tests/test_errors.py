@@ -839,3 +839,89 @@ def test_linear_cross_entropy_arguments() -> None:
     for error, message, arguments, options in wrong:
         with pytest.raises(error, match=f"^linear_cross_entropy: .*{message}"):
             F.linear_cross_entropy(*arguments, **options)
+
+
+# ---------------------------------------------------------------------------------------- sequences
+
+
+def chain(**changed: Any) -> dict[str, Any]:
+    """Two sequences of three steps and four tags, the second one two steps long."""
+    return {
+        "emissions": torch.zeros(2, 3, 4),
+        "tags": torch.tensor([[0, 3, 1], [2, 0, 99]]),
+        "transitions": torch.zeros(4, 4),
+        "start_transitions": torch.zeros(4),
+        "end_transitions": torch.zeros(4),
+        "mask": torch.tensor([[True, True, True], [True, True, False]]),
+        **changed,
+    }
+
+
+WRONG_CHAINS: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    (
+        ValueError,
+        "mask must count the first step of every sequence, got 0 there in sequence 1",
+        {"mask": torch.tensor([[1, 1, 0], [0, 1, 1]])},
+    ),
+    (
+        ValueError,
+        "mask must count the first steps of a sequence and no others, got a step that counts, 2, "
+        "after one that does not in sequence 0",
+        {"mask": torch.tensor([[1, 0, 1], [1, 1, 1]])},
+    ),
+    (ValueError, r"mask must have shape \(B, T\) = \[2, 3\]", {"mask": torch.ones(3, 2).bool()}),
+    (TypeError, "mask must be bool or an integer type, got Float", {"mask": torch.ones(2, 3)}),
+    (ValueError, r"emissions must have shape \(B, T, K\), got", {"emissions": torch.zeros(3, 4)}),
+    (
+        ValueError,
+        r"emissions must have at least one step and one tag, got shape \[2, 0, 4\]",
+        {"emissions": torch.zeros(2, 0, 4)},
+    ),
+    (
+        ValueError,
+        r"transitions must have shape \(K, K\) = \[4, 4\] .*got \[3, 4\]",
+        {"transitions": torch.zeros(3, 4)},
+    ),
+    (
+        ValueError,
+        r"start_transitions must have shape \(K,\) = \[4\] .*got \[5\]",
+        {"start_transitions": torch.zeros(5)},
+    ),
+    (
+        ValueError,
+        r"end_transitions must have shape \(K,\) = \[4\] .*got \[4, 1\]",
+        {"end_transitions": torch.zeros(4, 1)},
+    ),
+    (TypeError, "end_transitions must be float16", {"end_transitions": torch.zeros(4).int()}),
+]
+
+
+@pytest.mark.parametrize("function", ["crf_loss", "crf_marginals", "crf_decode"])
+@pytest.mark.parametrize(("error", "message", "changed"), WRONG_CHAINS)
+def test_chains(
+    function: str, error: type[Exception], message: str, changed: dict[str, Any]
+) -> None:
+    arguments = chain(**changed)
+    if function != "crf_loss":
+        del arguments["tags"]
+    with pytest.raises(error, match=f"^{function}: {message}"):
+        getattr(F, function)(**arguments)
+
+
+def test_tags_of_chains() -> None:
+    F.crf_loss(**chain())
+    for label in (4, -1, 1 << 40):
+        tags = torch.tensor([[0, 3, 1], [2, label, 99]])
+        message = rf"^crf_loss: tags must be a class index in \[0, 3\], got {label} at position"
+        with pytest.raises(IndexError, match=rf"{message} \[1, 1\]"):
+            F.crf_loss(**chain(tags=tags))
+    with pytest.raises(ValueError, match=r"^crf_loss: tags must have shape \(B, T\) = \[2, 3\]"):
+        F.crf_loss(**chain(tags=torch.zeros(2, 4, dtype=torch.int64)))
+    with pytest.raises(TypeError, match=r"^crf_loss: tags must be uint8, int16, int32 or int64"):
+        F.crf_loss(**chain(tags=torch.zeros(2, 3)))
+
+
+@pytest.mark.parametrize("num_tags", [0, -1])
+def test_field_without_tags(num_tags: int) -> None:
+    with pytest.raises(ValueError, match=f"^CRF: num_tags must be above 0, got {num_tags}"):
+        fastloss.CRF(num_tags)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 ENGINES = (
     *("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region"),
     *("box_pair", "box_matrix", "box_crowd", "pairs", "triplet", "batch_hard"),
+    *("crf", "crf_marginals", "crf_decode"),
 )
 # One row per engine and shape of arguments, for what is too slow to do with every row.
 FEW = (
@@ -44,6 +45,7 @@ FEW = (
     "rmse_loss",
     "lsgan_discriminator_loss",
     "lsgan_generator_loss",
+    "crf_loss-mask",
 )
 
 
@@ -115,6 +117,11 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
         elif engine == "linear_cross_entropy":
             for needs in ([True, True, True], [True, False, False], [False, True, False]):
                 torch.library.opcheck(forward, (*values, None, needs), test_utils=tests)
+        elif engine == "crf":
+            for needs in ([True] * 4, [False, True, False, True]):
+                torch.library.opcheck(forward, (*values, None, needs), test_utils=tests)
+        elif engine == "crf_marginals":
+            torch.library.opcheck(forward, values, test_utils=tests)
         elif engine == "region":
             torch.library.opcheck(forward, values, test_utils=tests)
             loss, slopes = forward(*values)
@@ -282,7 +289,12 @@ def test_export(case: Case) -> None:
 
 
 def of_prediction(case: Case, arguments: Arguments, more: Arguments) -> Any:
-    return lambda prediction: case.loss({**arguments, case.prediction: prediction}, **more).sum()
+    def function(prediction: Tensor) -> Tensor:
+        result = case.loss({**arguments, case.prediction: prediction}, **more)
+        # (Probabilities add up to a constant.)
+        return (result if case.family.reduces else result.square()).sum()
+
+    return function
 
 
 @each_case()
@@ -291,9 +303,8 @@ def test_functional_gradient(case: Case) -> None:
     prediction = arguments[case.prediction]
     found = torch.func.grad(of_prediction(case, arguments, case.reductions[-1]))(prediction)
     tracked = case.arguments(9, torch.float64, requires_grad=[case.prediction])
-    (expected,) = torch.autograd.grad(
-        case.loss(tracked, **case.reductions[-1]).sum(), tracked[case.prediction]
-    )
+    function = of_prediction(case, tracked, case.reductions[-1])
+    (expected,) = torch.autograd.grad(function(tracked[case.prediction]), tracked[case.prediction])
     assert_close(found, expected, TOLERANCES[torch.float64], "functional gradient")
 
 

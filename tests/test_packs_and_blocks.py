@@ -20,6 +20,7 @@ def several_blocks(case: Case) -> Shape:
         "linear_cross_entropy": (150, 8),
         "region": (3, 4, 1100),  # and several slices of a sample
         "ranked_region": (2, 3, 90),
+        "sequence": (37, 5, 4),
         "box_pair": (2100,),
         "box_matrix": (5, 9, 130),
         "box_crowd": (131, 40),

@@ -28,6 +28,7 @@ def large(case: Case) -> int | tuple[int, ...]:
         "pointwise": (30_011, 7) if dims > 1 else 200_003,
         "region": (3, 4, 9001),
         "ranked_region": (3, 4, 2001),
+        "sequence": (301, 6, 9),
         "box_pair": 40_009,
         "box_matrix": (3, 150, 130),
         "box_crowd": (500, 60),

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -62,6 +63,12 @@ void launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, std::s
                 "a kernel launched with too few or too many arguments");
   static_assert((std::is_convertible_v<const Arguments&, Parameters> && ...),
                 "an argument of the wrong type");
+  constexpr std::size_t kSharedWithoutAsking = 48 * 1024;
+  if (shared_bytes > kSharedWithoutAsking) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)),
+               "asking for more shared memory");
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(grid);
   config.blockDim = dim3(block);

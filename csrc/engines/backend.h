@@ -12,6 +12,7 @@
 #include "engines/ranked_region.h"
 #include "engines/region.h"
 #include "engines/scale.h"
+#include "engines/sequence.h"
 #include "engines/softmax.h"
 #include "engines/triplet.h"
 
@@ -35,6 +36,10 @@ struct Backend {
   void (*triplet)(const TripletArguments&, const Execution&);
   void (*batch_hard)(const BatchHardArguments&, const Execution&);
   void (*batch_hard_gradient)(const BatchHardArguments&, const Execution&);
+  void (*crf)(const CrfArguments&, const Execution&);
+  int64_t (*crf_scratch)(const CrfArguments&);
+  void (*decode)(const DecodeArguments&, const Execution&);
+  int64_t (*decode_scratch)(const DecodeArguments&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 

@@ -78,7 +78,7 @@ T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient
   T gradient1[4 * kLanes], gradient2[4 * kLanes], values[kLanes];
   copy(boxes1, block.boxes1 + 4 * whole, 4 * rest);
   copy(boxes2, block.boxes2 + 4 * whole, 4 * rest);
-  for (int64_t i = 0; i < rest; ++i) weight[i] = block.weight ? block.weight[whole + i] : T(1);
+  copy_or_ones(weight, block.weight ? block.weight + whole : nullptr, rest);
   const Block<T> padded{boxes1, boxes2, weight, gradient1, gradient2, values};
   sum += run_whole<Formula, T, kGradients>(padded, kLanes, parameter, gradient_scale, false);
   if (block.gradient1) copy(block.gradient1 + 4 * whole, gradient1, 4 * rest);

@@ -102,7 +102,7 @@ T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient
   if (block.target) copy(target, block.target + whole, rest);
   if (block.weight) copy(weight, block.weight + whole, rest);
   if (block.pos_weight) copy(pos_weight, block.pos_weight + whole, rest);
-  for (int64_t i = 0; i < rest; ++i) counts[i] = block.counts ? block.counts[whole + i] : T(1);
+  copy_or_ones(counts, block.counts ? block.counts + whole : nullptr, rest);
   const Block<T> padded{.input = input,
                         .target = target,
                         .weight = block.weight ? weight : nullptr,

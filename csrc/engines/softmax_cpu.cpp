@@ -184,16 +184,15 @@ class Engine {
         const T* const weights = engine_.weights_;
         if (in_columns_) {
           read_class_numbers(rows_.number, rows_.counts);
-          if (kReadsRow && weights == nullptr) return fill(rows_.weight, T(1));
-          index_classes(rows_.number);
+          if (!kReadsRow || weights) index_classes(rows_.number);
         } else {  // at most a vector of them
           double number[V::kLanes], counts[V::kLanes];
           read_class_numbers(number, counts);
           std::copy_n(counts, count, rows_.counts);
           index_classes(number);
         }
-        for (int64_t r = 0; r < count; ++r)
-          rows_.weight[r] = weights ? weights[rows_.label[r]] : T(1);
+        if (weights == nullptr) return fill(rows_.weight, T(1));
+        for (int64_t r = 0; r < count; ++r) rows_.weight[r] = weights[rows_.label[r]];
         return;
       }
       if constexpr (kTarget == ClassTarget::kPosition) {
@@ -275,10 +274,10 @@ class Engine {
     // Probabilities to shares: smoothed, and weighted. The weight is one for all where `step` is 0.
     void smooth(T* probabilities, int64_t count, const T* weights, int64_t step) const {
       const T smoothing = T(arguments().smoothing), inverse_classes = T(1) / T(classes_);
-      for (int64_t i = 0; i < count; ++i) {
-        const T share = smoothed(probabilities[i], smoothing, inverse_classes);
-        probabilities[i] = weights ? weights[i * step] * share : share;
-      }
+      for (int64_t i = 0; i < count; ++i)
+        probabilities[i] = smoothed(probabilities[i], smoothing, inverse_classes);
+      if (weights == nullptr) return;
+      for (int64_t i = 0; i < count; ++i) probabilities[i] *= weights[i * step];
     }
 
     // ---- rows whose classes lie together: lanes are classes ----

@@ -30,6 +30,10 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        triplet,
                        batch_hard,
                        batch_hard_gradient,
+                       crf,
+                       crf_scratch,
+                       decode,
+                       decode_scratch,
                        scale};
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -246,6 +246,47 @@ Tensor batch_hard(std::string_view loss, py::handle embeddings, py::handle label
   return op.call(loss, x, l, p, r);
 }
 
+// The scores of chains, as three functions take them.
+struct ChainArguments {
+  Tensor emissions, transitions;
+  OptionalTensor start, end, mask;
+
+  ChainArguments(std::string_view loss, py::handle emissions, py::handle transitions,
+                 py::handle start, py::handle end, py::handle mask)
+      : emissions(tensor(loss, "emissions", emissions)),
+        transitions(tensor(loss, "transitions", transitions)),
+        start(optional_tensor(loss, "start_transitions", start)),
+        end(optional_tensor(loss, "end_transitions", end)),
+        mask(optional_tensor(loss, "mask", mask)) {}
+};
+
+Tensor crf(py::handle emissions, py::handle tags, py::handle transitions, py::handle start,
+           py::handle end, py::handle mask, py::handle reduction) {
+  static const auto op = find_operator<CrfSignature>("fastloss::crf");
+  constexpr const char* kName = "crf_loss";
+  const ChainArguments chain(kName, emissions, transitions, start, end, mask);
+  const Tensor t = tensor(kName, "tags", tags);
+  const std::string_view r = string(kName, "reduction", reduction);
+  const py::gil_scoped_release no_gil;
+  return op.call(chain.emissions, t, chain.transitions, chain.start, chain.end, chain.mask, r);
+}
+
+Tensor crf_marginals(py::handle emissions, py::handle transitions, py::handle start, py::handle end,
+                     py::handle mask) {
+  static const auto op = find_operator<MarginalsSignature>("fastloss::crf_marginals");
+  const ChainArguments chain("crf_marginals", emissions, transitions, start, end, mask);
+  const py::gil_scoped_release no_gil;
+  return op.call(chain.emissions, chain.transitions, chain.start, chain.end, chain.mask);
+}
+
+std::tuple<Tensor, Tensor> crf_decode(py::handle emissions, py::handle transitions,
+                                      py::handle start, py::handle end, py::handle mask) {
+  static const auto op = find_operator<DecodeSignature>("fastloss::crf_decode");
+  const ChainArguments chain("crf_decode", emissions, transitions, start, end, mask);
+  const py::gil_scoped_release no_gil;
+  return op.call(chain.emissions, chain.transitions, chain.start, chain.end, chain.mask);
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = FASTLOSS_TORCH_VERSION;  // the one it was compiled against
@@ -292,6 +333,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("pairs", torch::wrap_pybind_function(pairs));
   module.def("triplet", torch::wrap_pybind_function(triplet));
   module.def("batch_hard", torch::wrap_pybind_function(batch_hard));
+  module.def("crf", torch::wrap_pybind_function(crf));
+  module.def("crf_marginals", torch::wrap_pybind_function(crf_marginals));
+  module.def("crf_decode", torch::wrap_pybind_function(crf_decode));
   module.def("build_info", build_info);
   module.def("kernels", kernels);
   module.def("empty_cache", [] { GradientMemory::instance().empty_cache(); });

@@ -54,10 +54,10 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_meta(
 }
 
 // Rows of logits at a time. The weight is read and its gradient updated once for every chunk, so a
-// chunk is as large as the memory it takes allows: an eighth of the weight, or 16 MiB.
+// chunk is as large as the memory it takes allows: a sixteenth of the weight, or 8 MiB.
 inline int64_t rows_per_chunk(const Tensor& input, const Tensor& linear_weight) {
   const int64_t bytes =
-      std::max<int64_t>(static_cast<int64_t>(linear_weight.nbytes()) / 8, int64_t{16} << 20);
+      std::max<int64_t>(static_cast<int64_t>(linear_weight.nbytes()) / 16, int64_t{8} << 20);
   const int64_t row = linear_weight.size(0) * static_cast<int64_t>(input.element_size());
   return std::clamp<int64_t>(bytes / row / 16 * 16, 16, std::max<int64_t>(input.size(0), 1));
 }

@@ -17,6 +17,8 @@ using OptionalNumber = std::optional<double>;
 using OptionalInteger = std::optional<int64_t>;
 using Parameters = at::ArrayRef<double>;
 using Needs = std::array<bool, 2>;  // which gradients are wanted
+// The same of emissions, transitions, start_transitions and end_transitions.
+using ChainNeeds = std::array<bool, 4>;
 
 // loss, first, second, parameters, extra, weight, reduction, avg_factor, avg_number
 using LossSignature = Tensor(std::string_view, const Tensor&, const Tensor&, Parameters,
@@ -108,6 +110,21 @@ using BatchHardForwardSignature = std::tuple<Tensor, Tensor, Tensor>(std::string
 // upstream, chosen, slopes, embeddings, reduction
 using BatchHardBackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&,
                                           const Tensor&, std::string_view);
+
+// emissions, tags, transitions, start_transitions, end_transitions, mask, reduction
+using CrfSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                            const OptionalTensor&, const OptionalTensor&, std::string_view);
+// the same, upstream, needs. With `upstream`, the gradients are those of the unreduced loss
+// weighted by it.
+using CrfForwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(
+    const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, std::string_view, const OptionalTensor&, ChainNeeds);
+// emissions, transitions, start_transitions, end_transitions, mask
+using MarginalsSignature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&,
+                                  const OptionalTensor&, const OptionalTensor&);
+using DecodeSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                   const OptionalTensor&, const OptionalTensor&,
+                                                   const OptionalTensor&);
 
 using ScaleSignature = void(Tensor&, const Tensor&);
 

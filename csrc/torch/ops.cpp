@@ -20,6 +20,7 @@
 #include "torch/pointwise.h"
 #include "torch/ranked_region.h"
 #include "torch/region.h"
+#include "torch/sequence.h"
 #include "torch/softmax.h"
 #include "torch/triplet.h"
 
@@ -141,6 +142,18 @@ TORCH_LIBRARY(fastloss, library) {
   define(
       "batch_hard_backward(Tensor upstream, Tensor chosen, Tensor slopes, Tensor embeddings, str "
       "reduction) -> Tensor");
+  const std::string chain_scores =
+      "Tensor transitions, Tensor? start_transitions, Tensor? end_transitions, Tensor? mask";
+  const std::string crf = "Tensor emissions, Tensor tags, " + chain_scores + ", str reduction";
+  define("crf(" + crf + ") -> Tensor");
+  define("crf_reference(" + crf + ") -> Tensor");
+  define("crf_forward(" + crf +
+         ", Tensor? upstream, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  for (const char* suffix : {"", "_reference", "_forward"}) {
+    const std::string chain = std::string(suffix) + "(Tensor emissions, " + chain_scores + ")";
+    define("crf_marginals" + chain + " -> Tensor");
+    define("crf_decode" + chain + " -> (Tensor, Tensor)");
+  }
   define("scale_(Tensor(a!) gradient, Tensor upstream) -> ()");
 
   // The entries only check and choose, so tracing may look through them.
@@ -163,6 +176,11 @@ TORCH_LIBRARY(fastloss, library) {
   library.impl("triplet", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(triplet_entry));
   library.impl("batch_hard", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(batch_hard_entry));
+  library.impl("crf", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(crf_entry));
+  library.impl("crf_marginals", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(crf_marginals_entry));
+  library.impl("crf_decode", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(crf_decode_entry));
 
   // Under vmap too they choose, namely the twin: without this, vmap would call them in a loop.
   const auto under_vmap = [&](const char* name, auto entry) {
@@ -179,6 +197,9 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("pairs", TORCH_FN(loss_entry<PairsLoss>));
   under_vmap("triplet", TORCH_FN(triplet_entry));
   under_vmap("batch_hard", TORCH_FN(batch_hard_entry));
+  under_vmap("crf", TORCH_FN(crf_entry));
+  under_vmap("crf_marginals", TORCH_FN(crf_marginals_entry));
+  under_vmap("crf_decode", TORCH_FN(crf_decode_entry));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));
@@ -209,6 +230,10 @@ TORCH_LIBRARY(fastloss, library) {
                    TORCH_FN(batch_hard_forward_meta));
   register_kernels("batch_hard_backward", TORCH_FN(batch_hard_backward_kernel),
                    TORCH_FN(batch_hard_backward_meta));
+  register_kernels("crf_forward", TORCH_FN(crf_kernel), TORCH_FN(crf_meta));
+  register_kernels("crf_marginals_forward", TORCH_FN(crf_marginals_kernel),
+                   TORCH_FN(crf_marginals_meta));
+  register_kernels("crf_decode_forward", TORCH_FN(crf_decode_kernel), TORCH_FN(crf_decode_meta));
   register_kernels("scale_", TORCH_FN(scale_kernel), TORCH_FN(scale_meta));
 }
 

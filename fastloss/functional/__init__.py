@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The losses as functions. :mod:`fastloss.reference` has the same in plain PyTorch."""
 
-from . import boxes, classification, generative, ranking, regression, segmentation
+from . import boxes, classification, generative, ranking, regression, segmentation, sequence
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .ranking import *  # noqa: F403
 from .regression import *  # noqa: F403
 from .segmentation import *  # noqa: F403
+from .sequence import *  # noqa: F403
 
 __all__ = [
     *boxes.__all__,
@@ -16,4 +17,5 @@ __all__ = [
     *ranking.__all__,
     *regression.__all__,
     *segmentation.__all__,
+    *sequence.__all__,
 ]

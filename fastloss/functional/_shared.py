@@ -150,6 +150,18 @@ Returns:
 Raises:
     ValueError: For shapes, devices or options that do not fit.
     TypeError: For dtypes that do not fit, such as a floating mask.""",
+    "emissions": """\
+emissions: Score of every tag at every step (B, T, K), any floating dtype, any strides.""",
+    "transitions": """\
+transitions: Score of every tag (K, K) after another: ``transitions[before, after]``. Each of
+    the scores may have a dtype of its own.""",
+    "start_transitions": """\
+start_transitions: Score of every tag (K,) as the first one. None: 0.""",
+    "end_transitions": """\
+end_transitions: Score of every tag (K,) as the last one. None: 0.""",
+    "sequence_mask": """\
+mask: Not 0 (or True) in the steps that count (B, T): the first one of every sequence, and the
+    next ones up to its end. What stands in the others has no meaning. None: all count.""",
     "raises": """\
 Raises:
     ValueError: For shapes, devices or options that do not fit.

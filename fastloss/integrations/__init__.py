@@ -6,11 +6,12 @@ from __future__ import annotations
 from .monai import MONAI
 from .patching import FrameworkStatus, Patch
 from .torch import TORCH
+from .torchcrf import TORCHCRF
 from .torchvision import TORCHVISION
 
 __all__ = ["FrameworkStatus", "Patch", "patch"]
 
-_FRAMEWORKS = {framework.name: framework for framework in (MONAI, TORCH, TORCHVISION)}
+_FRAMEWORKS = {framework.name: framework for framework in (MONAI, TORCH, TORCHCRF, TORCHVISION)}
 
 
 class _Patcher:

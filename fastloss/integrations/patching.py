@@ -44,7 +44,7 @@ class Framework:
     """A package whose functions can be replaced.
 
     Attributes:
-        name: Of the package, as it is installed and imported.
+        name: Of the package, as it is imported.
         oldest: The oldest version tested.
         newest: The newest version tested. Others than these are refused: a drop-in that was never
             compared with what it replaces is none.
@@ -52,6 +52,7 @@ class Framework:
         within: Names are exchanged in this module and in those below it: the package, unless it is
             known that it holds a function elsewhere to compare it with.
         before: Called before anything is exchanged.
+        distribution: What is installed, where that has another name.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Framework:
     replacements: tuple[Replacement, ...]
     within: str = ""
     before: Callable[[], None] = lambda: None
+    distribution: str = ""
 
     @property
     def supported(self) -> str:
@@ -69,7 +71,7 @@ class Framework:
     def installed(self) -> str | None:
         """The version installed, or None. Does not import the framework."""
         try:
-            return importlib.metadata.version(self.name)
+            return importlib.metadata.version(self.distribution or self.name)
         except importlib.metadata.PackageNotFoundError:
             return None
 

@@ -5,13 +5,14 @@ They are the oracle of the tests, and they compute where no kernel does: on devi
 under ``torch.func`` transforms and for derivatives of higher order.
 """
 
-from . import boxes, classification, generative, ranking, regression, segmentation
+from . import boxes, classification, generative, ranking, regression, segmentation, sequence
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .ranking import *  # noqa: F403
 from .regression import *  # noqa: F403
 from .segmentation import *  # noqa: F403
+from .sequence import *  # noqa: F403
 
 __all__ = [
     *boxes.__all__,
@@ -20,4 +21,5 @@ __all__ = [
     *ranking.__all__,
     *regression.__all__,
     *segmentation.__all__,
+    *sequence.__all__,
 ]

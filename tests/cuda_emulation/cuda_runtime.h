@@ -200,6 +200,7 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaStreamCaptureStatus {
   cudaStreamCaptureStatusNone = 0,
   cudaStreamCaptureStatusActive = 1,
@@ -223,7 +224,14 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id);
 
 namespace emulated_cuda {
-cudaError_t check_launch(const cudaLaunchConfig_t& config);  // also remembered for cudaGetLastError
+// The errors are remembered for cudaGetLastError.
+cudaError_t allow_shared(const void* kernel, int bytes);
+cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel);
+}  // namespace emulated_cuda
+
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+  return emulated_cuda::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
 }
 
 template <class T>
@@ -235,7 +243,8 @@ cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  const cudaError_t error = emulated_cuda::check_launch(*config);
+  const cudaError_t error =
+      emulated_cuda::check_launch(*config, reinterpret_cast<const void*>(kernel));
   if (error != cudaSuccess) return error;
   using Call = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
   const Call call{kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)};

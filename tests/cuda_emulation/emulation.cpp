@@ -11,6 +11,7 @@
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -114,6 +115,7 @@ struct Fiber {
 // --- the running grid ---
 
 constexpr unsigned kMaxThreads = 1024;
+constexpr int kMostShared = 99 * 1024;  // of the GPUs with the least, 8.6 and 8.9
 constexpr unsigned kWarp = 32;
 
 struct Thread {
@@ -147,6 +149,7 @@ struct Device {
   unsigned at_block_barrier = 0;
   unsigned at_warp_operation[kMaxThreads / kWarp] = {};  // a bit per lane
   std::vector<std::uint32_t> dynamic_shared;
+  std::map<const void*, std::size_t> allowed_shared;  // by kernel, where it asked for more
 
   // A GPU promises no order: another one at each launch, the same ones in each process.
   std::minstd_rand order_of_blocks;
@@ -408,7 +411,19 @@ void fail(const char* message, Location where) {
   std::abort();
 }
 
-cudaError_t check_launch(const cudaLaunchConfig_t& config) {
+cudaError_t allow_shared(const void* kernel, int bytes) {
+  if (bytes < 0 || bytes > kMostShared) return last_error = cudaErrorInvalidValue;
+  const std::lock_guard<std::mutex> lock(device().launch);
+  device().allowed_shared[kernel] = static_cast<std::size_t>(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel) {
+  const auto most_shared = [&]() -> std::size_t {
+    const std::lock_guard<std::mutex> lock(device().launch);
+    const auto found = device().allowed_shared.find(kernel);
+    return found == device().allowed_shared.end() ? 48 * 1024 : found->second;
+  };
   const dim3& grid = config.gridDim;
   const dim3& block = config.blockDim;
   const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
@@ -416,7 +431,7 @@ cudaError_t check_launch(const cudaLaunchConfig_t& config) {
                     grid.y <= 0xffff && grid.z <= 0xffff && threads > 0 && threads <= kMaxThreads;
   if (!fits) {
     last_error = cudaErrorInvalidConfiguration;
-  } else if (config.dynamicSmemBytes > 48 * 1024) {
+  } else if (config.dynamicSmemBytes > most_shared()) {
     last_error = cudaErrorInvalidValue;
   } else {
     return cudaSuccess;

@@ -281,6 +281,28 @@ void test_launch_errors() {
   expect(cudaGetLastError() == cudaSuccess, "a reported error does not linger");
 }
 
+__global__ void fill_shared(int* out, int count) {
+  int* shared = dynamic_shared<int>();
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += 32) shared[i] = i;
+  __syncthreads();
+  if (threadIdx.x == 0) *out = shared[count - 1];
+}
+
+void test_much_shared_memory() {
+  int last = 0, count = 96 * 1024 / 4;
+  launch(fill_shared, 1, 32, 96 * 1024, nullptr, &last, count);
+  expect(last == count - 1, "as much shared memory as a kernel may ask for");
+  std::string message;
+  try {
+    launch(fill_shared, 1, 32, 100 * 1024, nullptr, &last, count);
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  expect(message.find("cudaErrorInvalidValue") != std::string::npos,
+         "more shared memory than there is");
+  cudaGetLastError();
+}
+
 __global__ void one_exits() {
   if (threadIdx.x == 5) return;
   __syncthreads();
@@ -373,6 +395,7 @@ int run_tests() {
   test_counters();
   test_concurrent_launches();
   test_launch_errors();
+  test_much_shared_memory();
   test_divergence();
   test_sanitizers();
   if (failures == 0) std::puts("cuda_emulation: all tests passed");
