@@ -385,7 +385,8 @@ def test_every_operator_is_registered() -> None:
         if name.startswith("fastloss::")
     }
     expected = {"scale_", "label_total"}
-    expected |= {f"{name}_backward" for name in ("box_matrix", "region", "ranked_region")}
+    backward = ("box_matrix", "region", "ranked_region", "batch_hard")
+    expected |= {f"{name}_backward" for name in backward}
     expected |= {
         f"{engine}{suffix}" for engine in ENGINES for suffix in ("", "_reference", "_forward")
     }
