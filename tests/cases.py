@@ -818,8 +818,8 @@ CHAINS = Family(
     reductions=("none", "mean", "sum", "token_mean"),
     degenerate_error=1e-10,  # the scores of a path add up to 1e5, whose last digits are 1e-11
 )
-# More tags than lanes of any vector.
-MASKED_CHAINS = replace(CHAINS, build=_masked_chains, shape_of=lambda size: (size, 3, 17))
+# More tags than lanes of most vectors.
+MASKED_CHAINS = replace(CHAINS, build=_masked_chains, shape_of=lambda size: (size, 3, 9))
 
 
 def _without_tags(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -830,6 +830,7 @@ CHAINS_WITHOUT_TAGS = replace(
     CHAINS,
     build=lambda shape, generator: _without_tags(_masked_chains(shape, generator)),
     degenerate=lambda: _without_tags(_degenerate_chains()),
+    shape_of=lambda size: (size, 4, 3),
     integers=(),
     reduces=False,
 )

@@ -169,6 +169,12 @@ print(bool(is_poisoned(end - 1)), bool(is_poisoned(end)))
     assert done.stdout.strip() == "False True", done.stderr
 
 
+CHAIN = (
+    "x, transitions, tags = torch.zeros(2, 3, 4), torch.zeros(4, 4), torch.ones(2, 3).long(); "
+    "mask = torch.tensor([[True, True, True], [True, True, False]])"
+)
+
+
 @pytest.mark.parametrize(
     ("fine", "wrong", "message"),
     [
@@ -181,6 +187,21 @@ print(bool(is_poisoned(end - 1)), bool(is_poisoned(end)))
             "F.binary_cross_entropy(torch.tensor([0.0, 1.0, torch.nan]), torch.zeros(3))",
             "F.binary_cross_entropy(torch.tensor([0.0, 1.0, 1.0001]), torch.zeros(3))",
             "fastloss: an input is out of the range of its loss",
+        ),
+        (
+            f"{CHAIN}; tags[1, 2] = 99; F.crf_loss(x, tags, transitions, mask=mask)",
+            "tags[1, 1] = 4; F.crf_loss(x, tags, transitions, mask=mask)",
+            "fastloss: a tag is out of range",
+        ),
+        (
+            f"{CHAIN}; F.crf_decode(x, transitions, mask=mask)",
+            "mask[1, 0] = False; F.crf_marginals(x, transitions, mask=mask)",
+            "fastloss: a mask does not count the first step of a sequence",
+        ),
+        (
+            f"{CHAIN}; F.crf_marginals(x, transitions, mask=mask)",
+            "mask[0, 1] = False; F.crf_decode(x, transitions, mask=mask)",
+            "fastloss: a mask counts a step after one it does not count",
         ),
     ],
 )

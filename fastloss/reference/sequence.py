@@ -59,11 +59,11 @@ def crf_marginals(
     prefixes = _prefixes(x, transitions, start, counts)
     suffix = end.expand(x.shape[0], -1)
     suffixes = [suffix]
-    for t in range(x.shape[1] - 1, 0, -1):
-        onward = (transitions + (x[:, t] + suffix).unsqueeze(1)).logsumexp(2)
-        suffix = torch.where(counts[:, t, None], onward, suffix)
-        suffixes.insert(0, suffix)
-    marginals = (prefixes + torch.stack(suffixes, 1)).softmax(2)
+    for emission, count in reversed(_later_steps(x, counts)):
+        onward = (transitions + (emission + suffix).unsqueeze(1)).logsumexp(2)
+        suffix = torch.where(count, onward, suffix)
+        suffixes.append(suffix)
+    marginals = (prefixes + torch.stack(suffixes[::-1], 1)).softmax(2)
     return torch.where(counts.unsqueeze(2), marginals, 0.0)
 
 
@@ -82,16 +82,16 @@ def crf_decode(
     score = start + x[:, 0]
     stay = torch.arange(x.shape[2], device=x.device).expand_as(score)
     origins = []
-    for t in range(1, x.shape[1]):
+    for emission, count in _later_steps(x, counts):
         best, origin = (score.unsqueeze(2) + transitions).max(1)
-        score = torch.where(counts[:, t, None], best + x[:, t], score)
-        origins.append(torch.where(counts[:, t, None], origin, stay))
+        score = torch.where(count, best + emission, score)
+        origins.append(torch.where(count, origin, stay))
     best_score, tag = (score + end).max(1)
     tags = [tag]
     for origin in reversed(origins):
         tag = origin.gather(1, tag.unsqueeze(1)).squeeze(1)
-        tags.insert(0, tag)
-    return torch.where(counts, torch.stack(tags, 1), -1).detach(), best_score.detach()
+        tags.append(tag)
+    return torch.where(counts, torch.stack(tags[::-1], 1), -1).detach(), best_score.detach()
 
 
 def _counts(emissions: Tensor, mask: Tensor | None) -> Tensor:
@@ -120,8 +120,16 @@ def _prefixes(x: Tensor, transitions: Tensor, start: Tensor, counts: Tensor) -> 
     """Logarithm of the sum over all paths up to every step and tag (B, T, K)."""
     prefix = start + x[:, 0]
     prefixes = [prefix]
-    for t in range(1, x.shape[1]):
-        onward = (prefix.unsqueeze(2) + transitions).logsumexp(1) + x[:, t]
-        prefix = torch.where(counts[:, t, None], onward, prefix)
+    for emission, count in _later_steps(x, counts):
+        onward = (prefix.unsqueeze(2) + transitions).logsumexp(1) + emission
+        prefix = torch.where(count, onward, prefix)
         prefixes.append(prefix)
     return torch.stack(prefixes, 1)
+
+
+def _later_steps(x: Tensor, counts: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The scores of every step but the first (B, K), and who counts it (B, 1).
+
+    Taken apart all at once: each of as many slices would have a gradient of the whole's size.
+    """
+    return list(zip(x.unbind(1), counts.unsqueeze(2).unbind(1), strict=True))[1:]
