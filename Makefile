@@ -51,7 +51,7 @@ $(EXTENSION): $(REQUIREMENTS) setup.py pyproject.toml CMakeLists.txt $(shell fin
 	@touch $@
 
 test: lint $(EXTENSION)
-	$(IN_VENV) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(IN_VENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 train: $(EXTENSION)
 	$(BIN)/python examples/train_detector.py $(ARGS)
