@@ -5,6 +5,7 @@ tests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,3 +119,10 @@ def check_against_oracle(case: Case, arguments: Arguments, what: str = "", **mor
 
 def _widen(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def without_places(graph: torch.Graph) -> str:
+    """A graph of TorchScript as text, without the files and lines it came from: their folders may
+    have any name.
+    """
+    return re.sub(r" # \S+:\d+:\d+", "", str(graph))

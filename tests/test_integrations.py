@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import without_places
 from torch import Tensor, nn
 
 import fastloss
@@ -590,7 +591,7 @@ def test_torchscript(
 def test_trace(originals: dict[str, Function], patched: dict[str, Function]) -> None:
     logits, targets = _inputs("sigmoid_focal_loss", 6)
     traced = torch.jit.trace(patched["sigmoid_focal_loss"], (logits, targets))
-    assert "fastloss" not in str(traced.graph)
+    assert "fastloss" not in without_places(traced.graph)
     expected = originals["sigmoid_focal_loss"](logits, targets)
     torch.testing.assert_close(traced(logits, targets), expected, rtol=0, atol=0)
 

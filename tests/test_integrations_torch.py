@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from support import without_places
 from torch import Tensor, distributions, fx, nn
 from torch.nn import functional as torch_functional
 
@@ -478,7 +479,7 @@ def test_second_derivative(loss: str, patched: dict[str, Function]) -> None:
 def test_torchscript(loss: str, patched: dict[str, Function]) -> None:
     input, target = tensors(loss, 6, 4)
     for scripted in (torch.jit.script(MODULES[loss]()), torch.jit.script(patched[loss])):
-        assert "fastloss" not in str(scripted.graph)
+        assert "fastloss" not in without_places(scripted.graph)
         assert torch.equal(scripted(input, target), ORIGINALS[loss](input, target))
 
 
@@ -487,7 +488,7 @@ def test_torchscript(loss: str, patched: dict[str, Function]) -> None:
 def test_trace(loss: str, patched: dict[str, Function]) -> None:
     input, target = tensors(loss, 6, 4)
     traced = torch.jit.trace(MODULES[loss](), (input, target))
-    assert "fastloss" not in str(traced.graph)
+    assert "fastloss" not in without_places(traced.graph)
     assert torch.equal(traced(input, target), ORIGINALS[loss](input, target))
 
 
