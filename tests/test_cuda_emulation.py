@@ -126,7 +126,7 @@ TABLE: dict[str, tuple[tuple[str, ...], float]] = {
         1,
     ),
     "test_packs_and_blocks.py": ((), 5),
-    "test_segmentation.py": (("test_a_step_allocates",), 1.5),
+    "test_segmentation.py": (("test_a_step_allocates",), 1.3),
     "test_softmax.py": ((), 0.15),
     # Threads, memory, exceptions and what is traced are not the kernels'.
     "test_metrics.py": (("test_same_bits", "test_compiled", "test_errors"), 0.25),
