@@ -346,8 +346,7 @@ struct Square {
 
 namespace lanes {
 
-// 0 ... kCount - 1. (Spelled out by packs: of a loop the compiler leaves the rows in
-// memory.)
+// 0 ... kCount - 1. (Spelled out by packs: of a loop the compiler leaves the rows in memory.)
 template <int kCount>
 using Steps = std::make_integer_sequence<int, kCount>;
 

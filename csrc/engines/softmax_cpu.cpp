@@ -23,14 +23,6 @@ template <class T>
 constexpr T kNone = T(-__builtin_inff());  // less than any logit
 
 template <class T>
-struct LaneNumbers {
-  alignas(64) T number[Vec<T>::kLanes];
-  constexpr LaneNumbers() : number() {
-    for (int i = 0; i < Vec<T>::kLanes; ++i) number[i] = T(i);
-  }
-};
-
-template <class T>
 constexpr int64_t padded(int64_t count) {
   return (count + Vec<T>::kLanes - 1) / Vec<T>::kLanes * Vec<T>::kLanes;
 }
@@ -62,7 +54,6 @@ template <class Formula, class T, bool kGradient>
 class Engine {
   using V = Vec<T>;
   using Statistic = typename Formula::Statistic;
-  static constexpr LaneNumbers<T> kLaneNumbers{};
   static constexpr bool kReadsRow = reads_row<Formula>;
   static constexpr ClassTarget kTarget = class_target<Formula>;
   static constexpr bool kProbabilities = has_probabilities<Formula>;
@@ -289,13 +280,7 @@ class Engine {
                                                 const Visit& visit) {
       const int64_t whole = count / V::kLanes * V::kLanes;
       for (int64_t i = 0; i < whole; i += V::kLanes) visit(i, V::load(numbers + i));
-      if (whole < count) visit(whole, last_vector(numbers, whole, count, padding));
-    }
-    static FASTLOSS_INLINE V last_vector(const T* numbers, int64_t begin, int64_t end, T padding) {
-      T stage[V::kLanes];
-      for (int64_t i = 0; i < V::kLanes; ++i)
-        stage[i] = begin + i < end ? numbers[begin + i] : padding;
-      return V::load(stage);
+      if (whole < count) visit(whole, load_some(numbers + whole, count - whole, padding));
     }
 
     bool keeps() const { return classes_ <= kTile && !caps(); }
@@ -419,10 +404,8 @@ class Engine {
     // The shares of a vector of classes, 0 beyond the last.
     static FASTLOSS_INLINE V share_vector(const T* q, int64_t begin, int64_t end) {
       if (begin + V::kLanes <= end) return q ? V::load(q + begin) : V(1);
-      if (q) return last_vector(q, begin, end, T(0));
-      T ones[V::kLanes];
-      for (int64_t i = 0; i < V::kLanes; ++i) ones[i] = begin + i < end ? T(1) : T(0);
-      return V::load(ones);
+      if (q) return load_some(q + begin, end - begin);
+      return select(lane_numbers<T>() < V(T(end - begin)), V(1), V(0));
     }
 
     void write_row(int64_t row) {
@@ -467,7 +450,7 @@ class Engine {
         add_picked(row, [&](int64_t label, T slope) {
           const int64_t lane = label - begin - i;
           if (lane < 0 || lane >= V::kLanes) return;
-          gradient += select(V::load(kLaneNumbers.number) == V(T(lane)), V(slope), V(0));
+          gradient += select(lane_numbers<T>() == V(T(lane)), V(slope), V(0));
         });
         if (streaming) {
           gradient.store_streaming(out + i);
@@ -507,8 +490,9 @@ class Engine {
       }
     }
 
-    // ---- rows in columns, see works_in_columns(): lanes are rows, a tile holds [classes, pitch]
-    // ----
+    // ---- rows in columns, see works_in_columns(): lanes are rows ----
+    //
+    // A tile holds [classes, pitch].
 
     ClassAxis axis(int operand) const { return {operand, class_stride(operand)}; }
 
@@ -550,9 +534,9 @@ class Engine {
       }
     }
 
-    // Where a vector of rows is at the class its label picks, the lower one of two for positions;
-    // where at the upper one. No scattered access to a tile is as fast, nor is it for many classes
-    // much slower.
+    // In which of a vector of rows a class is the one the label picks, or the lower or the upper
+    // one of two for positions. Asked of every class that takes less time than scattered access to
+    // the tile, for a few dozen classes, and not much more for hundreds.
     struct Picks {
       V label;
       explicit Picks(const T* numbers) : label(V::load(numbers)) {}

@@ -167,13 +167,13 @@ class Scratch {
   std::unique_ptr<T, Free> memory_;
 };
 
-// A vector of as many numbers as there are, and zeros.
+// A vector of as many numbers as there are, and padding. Nothing is read beyond them.
 template <class T>
-FASTLOSS_INLINE Vec<T> load_some(const T* values, int64_t count) {
+FASTLOSS_INLINE Vec<T> load_some(const T* values, int64_t count, T padding = T(0)) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   if (count >= kLanes) return Vec<T>::load(values);
-  T padded[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) padded[i] = values[i];
+  T padded[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) padded[i] = i < count ? values[i] : padding;
   return Vec<T>::load(padded);
 }
 
