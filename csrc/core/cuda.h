@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "core/macros.h"
+#include "core/math.h"
 #include "core/types.h"
 
 #define FASTLOSS_DEVICE_INLINE __device__ __forceinline__
@@ -110,11 +111,27 @@ FASTLOSS_DEVICE_INLINE T* dynamic_shared() {
 #endif
 }
 
+constexpr unsigned kAllLanes = 0xffffffffu;
+
 template <class T>
 FASTLOSS_DEVICE_INLINE T warp_sum(T value) {  // the total in lane 0
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    value += __shfl_down_sync(0xffffffffu, value, offset);
+    value += __shfl_down_sync(kAllLanes, value, offset);
   }
+  return value;
+}
+
+template <class T>
+FASTLOSS_DEVICE_INLINE T sum_of_lanes(T value) {  // in every lane, and always the same
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
+template <class T>
+FASTLOSS_DEVICE_INLINE T largest_of_lanes(T value) {  // in every lane
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
+    value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
   return value;
 }
 

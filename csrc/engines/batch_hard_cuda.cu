@@ -8,7 +8,6 @@
 namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
 // A block chooses for a tile of anchors and looks at as many other rows at a time, of which every
 // thread takes a few of both; some features at a time lie in the block's memory.
 constexpr int kSide = 16;

@@ -7,7 +7,6 @@ namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr unsigned kAllLanes = 0xffffffffu;
 // Behind the partial sums, where the last block of the first launch leaves a number for the second.
 constexpr int64_t kCrowdFactor = kWorkspace - 1;
 static_assert(kMaxTotals > 3, "three totals leave the end of the workspace free");

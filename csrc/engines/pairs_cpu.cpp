@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "engines/pairs.h"
 
+#include "core/choose.h"
 #include "engines/kernels.h"
 #include "engines/list_cpu.h"
 #include "engines/soft_sort_cpu.h"
@@ -332,20 +333,16 @@ void run_lists(const PairsArguments& arguments, const Execution& execution) {
 template <class Formula>
 struct Kernel {
   static void run(const PairsArguments& arguments, const Execution& execution) {
-    if (arguments.is_double) {
-      run_typed<double>(arguments, execution);
-    } else {
-      run_typed<float>(arguments, execution);
-    }
-  }
-
- private:
-  template <class T>
-  static void run_typed(const PairsArguments& arguments, const Execution& execution) {
-    if constexpr (Formula::kPattern != ListPattern::kMetric) {
-      if (arguments.gradient) return run_lists<Formula, T, true>(arguments, execution);
-    }
-    run_lists<Formula, T, false>(arguments, execution);
+    with_number_type(arguments.is_double, [&](auto number) {
+      using T = decltype(number);
+      if constexpr (Formula::kPattern == ListPattern::kMetric) {
+        run_lists<Formula, T, false>(arguments, execution);
+      } else {
+        with_flag(arguments.gradient != nullptr, [&](auto gradient) {
+          run_lists<Formula, T, decltype(gradient)::value>(arguments, execution);
+        });
+      }
+    });
   }
 };
 

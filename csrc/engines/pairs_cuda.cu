@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "core/choose.h"
 #include "engines/kernels.h"
 #include "engines/list_cuda.h"
 #include "engines/soft_sort_cuda.h"
@@ -262,7 +263,7 @@ __global__ void __launch_bounds__(kListThreads)
 }
 
 template <class Formula, class T, bool kGradient>
-void run_gradient(const PairsArguments& arguments, const Execution& execution) {
+void run_lists(const PairsArguments& arguments, const Execution& execution) {
   const BlockMemory memory = memory_for<Formula, T>(arguments);
   const unsigned grid = grid_for(arguments.lists, 1);
   const Completion completion =
@@ -280,20 +281,16 @@ void run_gradient(const PairsArguments& arguments, const Execution& execution) {
 template <class Formula>
 struct Kernel {
   static void run(const PairsArguments& arguments, const Execution& execution) {
-    if (arguments.is_double) {
-      run_typed<double>(arguments, execution);
-    } else {
-      run_typed<float>(arguments, execution);
-    }
-  }
-
- private:
-  template <class T>
-  static void run_typed(const PairsArguments& arguments, const Execution& execution) {
-    if constexpr (Formula::kPattern != ListPattern::kMetric) {
-      if (arguments.gradient) return run_gradient<Formula, T, true>(arguments, execution);
-    }
-    run_gradient<Formula, T, false>(arguments, execution);
+    with_number_type(arguments.is_double, [&](auto number) {
+      using T = decltype(number);
+      if constexpr (Formula::kPattern == ListPattern::kMetric) {
+        run_lists<Formula, T, false>(arguments, execution);
+      } else {
+        with_flag(arguments.gradient != nullptr, [&](auto gradient) {
+          run_lists<Formula, T, decltype(gradient)::value>(arguments, execution);
+        });
+      }
+    });
   }
 };
 

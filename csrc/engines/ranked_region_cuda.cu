@@ -11,7 +11,6 @@ constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarpSize;
 // Voxels of a thread at a time: a warp's are kItems rows of consecutive ones.
 constexpr int kItems = 4;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // What the losses of the classes are multiplied with, by the threads of one block. `ranked` holds a
 // loss and a number of voxels for each, written by other blocks.

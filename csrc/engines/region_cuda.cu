@@ -10,25 +10,10 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 // Fewer blocks at a time than elsewhere: a thread holds several voxels, with sums for each.
 constexpr int kResident = 2;
-constexpr unsigned kAllLanes = 0xffffffffu;
 // Classes whose sums fit a block's shared memory at a time, for each of its warps.
 constexpr int64_t kClassesAtOnce = (48 << 10) / (kWarps * kClassSums * int64_t{sizeof(double)});
 
 FASTLOSS_DEVICE_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class T>
-FASTLOSS_DEVICE_INLINE T sum_of_lanes(T value) {  // in every lane
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(kAllLanes, value, offset);
-  return value;
-}
-
-template <class T>
-FASTLOSS_DEVICE_INLINE T largest_of_lanes(T value) {  // in every lane
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
-    value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
-  return value;
-}
 
 // kWidth consecutive voxels of a sample, for one thread: their logits, targets and probabilities,
 // class by class. What does not count is 0 in all.

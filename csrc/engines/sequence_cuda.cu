@@ -7,7 +7,6 @@ namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr unsigned kAllLanes = 0xffffffffu;
 // Up to so many tags (and bytes) the transitions lie in shared memory.
 constexpr int64_t kMostTagsShared = 128;
 constexpr int64_t kMostBytesShared = 96 * 1024;
@@ -133,13 +132,6 @@ FASTLOSS_DEVICE_INLINE int64_t label_of(const CrfArguments& arguments, int64_t s
   return label;
 }
 
-template <class T>
-FASTLOSS_DEVICE_INLINE T warp_max(T value) {  // in every lane
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
-    value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
-  return value;
-}
-
 // The value thread 0 has, for all threads of the block.
 template <class T>
 FASTLOSS_DEVICE_INLINE T from_first_thread(T value) {
@@ -220,7 +212,7 @@ __global__ void __launch_bounds__(kThreads)
     T largest = score_of<T>(chains, b, t, 0, is_last);
     for (int64_t j = lane; j < chains.tags; j += kWarpSize)
       largest = max(largest, score_of<T>(chains, b, t, j, is_last));
-    largest = warp_max(largest);
+    largest = largest_of_lanes(largest);
     for (int64_t j = lane; j < chains.tags; j += kWarpSize) {
       scratch.potential[row * chains.tags + j] =
           exp(score_of<T>(chains, b, t, j, is_last) - largest);
@@ -235,7 +227,7 @@ __global__ void __launch_bounds__(kThreads)
     T largest = transitions[0];
     for (int64_t k = threadIdx.x; k < chains.tags * chains.tags; k += kThreads)
       largest = max(largest, transitions[k]);
-    largest = warp_max(largest);
+    largest = largest_of_lanes(largest);
     if (lane == 0) of_warp[threadIdx.x / kWarpSize] = largest;
     __syncthreads();
     for (T other : of_warp) largest = max(largest, other);

@@ -6,8 +6,6 @@
 namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
-
 // Rows of up to this many classes get a warp each, wider ones a block.
 constexpr int64_t kWarpClasses = 512;
 constexpr int kWideThreads = 512;

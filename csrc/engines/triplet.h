@@ -28,6 +28,13 @@ struct TripletArguments {
   double gradient_factor = 1.0;  // and every gradient with this one
   bool swap = false;
   bool is_double = false;
+
+  bool wants_gradient() const {
+    for (const Output& gradient : gradients) {
+      if (gradient) return true;
+    }
+    return false;
+  }
 };
 
 }  // namespace fastloss

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "engines/triplet.h"
 
+#include "core/choose.h"
 #include "core/vec.h"
 #include "engines/arena.h"
 #include "engines/kernels.h"
@@ -195,31 +196,14 @@ void run_typed(const TripletArguments& arguments, const Execution& execution) {
 template <class Formula>
 struct Kernel {
   static void run(const TripletArguments& arguments, const Execution& execution) {
-    if (arguments.is_double) {
-      run_swap<double>(arguments, execution);
-    } else {
-      run_swap<float>(arguments, execution);
-    }
-  }
-
- private:
-  template <class T>
-  static void run_swap(const TripletArguments& arguments, const Execution& execution) {
-    if (arguments.swap) {
-      run_gradients<T, true>(arguments, execution);
-    } else {
-      run_gradients<T, false>(arguments, execution);
-    }
-  }
-  template <class T, bool kSwap>
-  static void run_gradients(const TripletArguments& arguments, const Execution& execution) {
-    bool any = false;
-    for (const Output& gradient : arguments.gradients) any = any || gradient;
-    if (any) {
-      run_typed<Formula, T, kSwap, true>(arguments, execution);
-    } else {
-      run_typed<Formula, T, kSwap, false>(arguments, execution);
-    }
+    with_number_type(arguments.is_double, [&](auto number) {
+      with_flag(arguments.swap, [&](auto swap) {
+        with_flag(arguments.wants_gradient(), [&](auto gradient) {
+          run_typed<Formula, decltype(number), decltype(swap)::value, decltype(gradient)::value>(
+              arguments, execution);
+        });
+      });
+    });
   }
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "engines/triplet.h"
 
+#include "core/choose.h"
 #include "engines/access_cuda.h"
 #include "engines/kernels.h"
 #include "losses/triplet.h"
@@ -9,24 +10,9 @@ namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The distances of a triplet, by the bit of their seeds.
 enum Distance { kToPositive, kToNegative, kBetween, kDistances };
-
-// In every lane, and always the same.
-template <class T>
-FASTLOSS_DEVICE_INLINE T sum_in_all_lanes(T value) {
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(kAllLanes, value, offset);
-  return value;
-}
-template <class T>
-FASTLOSS_DEVICE_INLINE T max_in_all_lanes(T value) {
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2)
-    value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
-  return value;
-}
 
 // One warp per triplet. The rows are read anew for the gradient, from the cache; kWidth features a
 // lane at a time: one pack of each member, or single features of any stride.
@@ -76,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
           for (int k = 0; k < kWidth; ++k) largest[d] = max(largest[d], abs(differences[d][k]));
         }
       });
-      for (int d = 0; d < kCount; ++d) scale[d] = max_in_all_lanes(largest[d]);
+      for (int d = 0; d < kCount; ++d) scale[d] = largest_of_lanes(largest[d]);
     }
     T sums[3] = {T(0), T(0), T(0)};
     for_each_pack([&](int64_t, const T(&differences)[3][kWidth]) {
@@ -84,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
         for (int k = 0; k < kWidth; ++k) sums[d] += Norm::term(differences[d][k], scale[d], p);
       }
     });
-    for (int d = 0; d < kCount; ++d) sums[d] = sum_in_all_lanes(sums[d]);
+    for (int d = 0; d < kCount; ++d) sums[d] = sum_of_lanes(sums[d]);
 
     const auto to_positive =
         Norm::finish(variable<1, kGradient>(sums[kToPositive]), scale[kToPositive], p);
@@ -183,31 +169,14 @@ void run_typed(const TripletArguments& arguments, const Execution& execution) {
 template <class Formula>
 struct Kernel {
   static void run(const TripletArguments& arguments, const Execution& execution) {
-    if (arguments.is_double) {
-      run_swap<double>(arguments, execution);
-    } else {
-      run_swap<float>(arguments, execution);
-    }
-  }
-
- private:
-  template <class T>
-  static void run_swap(const TripletArguments& arguments, const Execution& execution) {
-    if (arguments.swap) {
-      run_gradients<T, true>(arguments, execution);
-    } else {
-      run_gradients<T, false>(arguments, execution);
-    }
-  }
-  template <class T, bool kSwap>
-  static void run_gradients(const TripletArguments& arguments, const Execution& execution) {
-    bool any = false;
-    for (const Output& gradient : arguments.gradients) any = any || gradient;
-    if (any) {
-      run_typed<Formula, T, kSwap, true>(arguments, execution);
-    } else {
-      run_typed<Formula, T, kSwap, false>(arguments, execution);
-    }
+    with_number_type(arguments.is_double, [&](auto number) {
+      with_flag(arguments.swap, [&](auto swap) {
+        with_flag(arguments.wants_gradient(), [&](auto gradient) {
+          run_typed<Formula, decltype(number), decltype(swap)::value, decltype(gradient)::value>(
+              arguments, execution);
+        });
+      });
+    });
   }
 };
 
