@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <utility>
+
 #include "torch/tensors.h"
 
 namespace fastloss {
@@ -84,5 +86,38 @@ inline variable_list differentiable_gradients(const Tensor& loss, const variable
   }
   return result;
 }
+
+// The autograd Function of a loss of one input whose gradient backward computes, from what forward
+// found. The rest of the arguments is a `Call`, which is saved for backward too. `Derived` is a
+// type of its own, whose name is what `grad_fn` shows, and has
+//   run(call, input): the loss, and the tensors to save besides the input;
+//   reference(call, input): the loss by the twin;
+//   gradient(call, upstream, saved): of the input, which is the first one saved.
+template <class Derived, class Call>
+struct GradientInBackward : torch::autograd::Function<Derived> {
+  static Tensor forward(AutogradContext* context, const Tensor& input,
+                        const c10::intrusive_ptr<Call>& call) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    auto [loss, saved] = Derived::run(*call, input);
+    // Saved, not only kept with the call: torch then notices changes in place.
+    saved.insert(saved.begin(), input);
+    context->save_for_backward(std::move(saved));
+    context->saved_data["call"] = at::IValue::make_capsule(call);
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
+    const variable_list saved = context->get_saved_variables();
+    const auto& call = static_cast<Call&>(*context->saved_data["call"].toCapsule());
+    if (c10::GradMode::is_enabled()) {
+      const Tensor loss = Derived::reference(call, saved[0]);
+      variable_list result = differentiable_gradients(loss, {saved[0]}, {true}, upstreams[0]);
+      result.emplace_back();  // the call
+      return result;
+    }
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return {Derived::gradient(call, upstreams[0], saved), Tensor()};
+  }
+};
 
 }  // namespace fastloss

@@ -128,37 +128,24 @@ inline Tensor batch_hard_backward_kernel(const Tensor& upstream, const Tensor& c
   return narrowed(gradient, embeddings.scalar_type());
 }
 
-struct BatchHardFunction : torch::autograd::Function<BatchHardFunction> {
+struct BatchHardFunction : GradientInBackward<BatchHardFunction, BatchHardCall> {
   static auto forward_operator() {
     static const auto op = find_operator<BatchHardForwardSignature>("fastloss::batch_hard_forward");
     return op;
   }
-
-  static Tensor forward(AutogradContext* context, const Tensor& embeddings,
-                        const c10::intrusive_ptr<BatchHardCall>& call) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [loss, chosen, slopes] = call->call(forward_operator(), embeddings);
-    // Saved, not only kept with the call: torch then notices changes in place.
-    context->save_for_backward({embeddings, chosen, slopes, call->labels});
-    context->saved_data["call"] = at::IValue::make_capsule(call);
-    return loss;
+  static std::pair<Tensor, variable_list> run(const BatchHardCall& call, const Tensor& embeddings) {
+    auto [loss, chosen, slopes] = call.call(forward_operator(), embeddings);
+    return {loss, {chosen, slopes, call.labels}};
   }
-
-  static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
-    const variable_list saved = context->get_saved_variables();
-    const auto& call = static_cast<BatchHardCall&>(*context->saved_data["call"].toCapsule());
-    if (c10::GradMode::is_enabled()) {
-      static const auto reference =
-          find_operator<BatchHardSignature>("fastloss::batch_hard_reference");
-      const Tensor loss = call.call(reference, saved[0]);
-      variable_list result = differentiable_gradients(loss, {saved[0]}, {true}, upstreams[0]);
-      result.emplace_back();  // the call
-      return result;
-    }
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
+  static Tensor reference(const BatchHardCall& call, const Tensor& embeddings) {
+    static const auto op = find_operator<BatchHardSignature>("fastloss::batch_hard_reference");
+    return call.call(op, embeddings);
+  }
+  static Tensor gradient(const BatchHardCall& call, const Tensor& upstream,
+                         const variable_list& saved) {
     static const auto op =
         find_operator<BatchHardBackwardSignature>("fastloss::batch_hard_backward");
-    return {op.call(upstreams[0], saved[1], saved[2], saved[0], call.reduction), Tensor()};
+    return op.call(upstream, saved[1], saved[2], saved[0], call.reduction);
   }
 };
 
@@ -167,11 +154,7 @@ inline Tensor batch_hard_entry(std::string_view loss, const Tensor& embeddings,
                                std::string_view reduction) {
   check_batch_hard(loss, embeddings, labels, parameters, reduction);
   const auto call = c10::make_intrusive<BatchHardCall>(loss, labels, parameters, reduction);
-  if (!kernels_serve(embeddings, labels)) {
-    static const auto reference =
-        find_operator<BatchHardSignature>("fastloss::batch_hard_reference");
-    return call->call(reference, embeddings);
-  }
+  if (!kernels_serve(embeddings, labels)) return BatchHardFunction::reference(*call, embeddings);
   if (c10::GradMode::is_enabled() && embeddings.requires_grad())
     return BatchHardFunction::apply(embeddings, call);
   at::AutoDispatchBelowADInplaceOrView below_autograd;

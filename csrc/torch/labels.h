@@ -8,28 +8,35 @@
 
 namespace fastloss {
 
-// Runs a CPU kernel that reads labels of classes [0, largest], and says of which loss and argument
-// one is out of range, and where.
+// Says of which loss and argument a label is not in [0, largest], and where. Only called when one
+// is.
+[[noreturn]] inline void report_label(std::string_view loss, std::string_view argument,
+                                      const Tensor& labels, const IgnoredLabels& ignored,
+                                      int64_t largest) {
+  const Tensor all = labels.to(at::kLong);
+  Tensor bad = all.lt(0).logical_or(all.gt(largest));
+  if (ignored.has_index) bad = bad.logical_and(all.ne(ignored.index));
+  if (ignored.negatives) bad = bad.logical_and(all.ge(0));
+  const Tensor position = bad.nonzero()[0].contiguous();  // a row of what may lie by columns
+  Tensor label = all;
+  for (int64_t d = 0; d < all.dim(); ++d) label = label[position[d].item<int64_t>()];
+  std::string besides;
+  if (ignored.negatives) besides = c10::str(" (", largest, ": background; negative: ignored)");
+  if (ignored.has_index) besides = c10::str(" or ignore_index ", ignored.index);
+  TORCH_CHECK_INDEX(
+      false, public_name(loss), ": ", argument, " must be a class index in [0, ", largest, "]",
+      besides, ", got ", label.item<int64_t>(), " at position ",
+      at::IntArrayRef(position.const_data_ptr<int64_t>(), static_cast<size_t>(all.dim())));
+}
+
+// Runs a CPU kernel that reads labels.
 template <class Run>
 void with_label_errors(std::string_view loss, std::string_view argument, const Tensor& labels,
                        const IgnoredLabels& ignored, int64_t largest, const Run& run) {
   try {
     run();
   } catch (const LabelOutOfRange&) {
-    const Tensor all = labels.to(at::kLong);
-    Tensor bad = all.lt(0).logical_or(all.gt(largest));
-    if (ignored.has_index) bad = bad.logical_and(all.ne(ignored.index));
-    if (ignored.negatives) bad = bad.logical_and(all.ge(0));
-    const Tensor position = bad.nonzero()[0].contiguous();  // a row of what may lie by columns
-    Tensor label = all;
-    for (int64_t d = 0; d < all.dim(); ++d) label = label[position[d].item<int64_t>()];
-    std::string besides;
-    if (ignored.negatives) besides = c10::str(" (", largest, ": background; negative: ignored)");
-    if (ignored.has_index) besides = c10::str(" or ignore_index ", ignored.index);
-    TORCH_CHECK_INDEX(
-        false, public_name(loss), ": ", argument, " must be a class index in [0, ", largest, "]",
-        besides, ", got ", label.item<int64_t>(), " at position ",
-        at::IntArrayRef(position.const_data_ptr<int64_t>(), static_cast<size_t>(all.dim())));
+    report_label(loss, argument, labels, ignored, largest);
   }
 }
 

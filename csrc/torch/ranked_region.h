@@ -153,39 +153,27 @@ inline Tensor ranked_region_backward_kernel(const Tensor& upstream, const Tensor
   return gradient;
 }
 
-struct RankedRegionFunction : torch::autograd::Function<RankedRegionFunction> {
+struct RankedRegionFunction : GradientInBackward<RankedRegionFunction, RankedRegionCall> {
   static auto forward_operator() {
     static const auto op =
         find_operator<RankedRegionForwardSignature>("fastloss::ranked_region_forward");
     return op;
   }
-
-  static Tensor forward(AutogradContext* context, const Tensor& input,
-                        const c10::intrusive_ptr<RankedRegionCall>& call) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [loss, steps, slopes] = call->call(forward_operator(), input, true);
-    context->save_for_backward({input, steps, slopes, call->target});
-    context->saved_data["call"] = at::IValue::make_capsule(call);
-    return loss;
+  static std::pair<Tensor, variable_list> run(const RankedRegionCall& call, const Tensor& input) {
+    auto [loss, steps, slopes] = call.call(forward_operator(), input, true);
+    return {loss, {steps, slopes, call.target}};
   }
-
-  static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
-    const variable_list saved = context->get_saved_variables();
-    const auto& call = static_cast<RankedRegionCall&>(*context->saved_data["call"].toCapsule());
-    if (c10::GradMode::is_enabled()) {
-      static const auto reference =
-          find_operator<RankedRegionSignature>("fastloss::ranked_region_reference");
-      const Tensor loss = call.call(reference, saved[0]);
-      variable_list result = differentiable_gradients(loss, {saved[0]}, {true}, upstreams[0]);
-      result.emplace_back();  // the call
-      return result;
-    }
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
+  static Tensor reference(const RankedRegionCall& call, const Tensor& input) {
+    static const auto op =
+        find_operator<RankedRegionSignature>("fastloss::ranked_region_reference");
+    return call.call(op, input);
+  }
+  static Tensor gradient(const RankedRegionCall& call, const Tensor& upstream,
+                         const variable_list& saved) {
     static const auto op =
         find_operator<RankedRegionBackwardSignature>("fastloss::ranked_region_backward");
-    return {op.call(upstreams[0], saved[1], saved[2], saved[0], call.per_image,
-                    call.ignore_index.has_value(), call.reduction),
-            Tensor()};
+    return op.call(upstream, saved[1], saved[2], saved[0], call.per_image,
+                   call.ignore_index.has_value(), call.reduction);
   }
 };
 
@@ -195,11 +183,7 @@ inline Tensor ranked_region_entry(std::string_view loss, const Tensor& input, co
   const auto call = c10::make_intrusive<RankedRegionCall>(loss, target, present, per_image,
                                                           ignore_index, reduction);
   call->check(input);
-  if (!kernels_serve(input, target)) {
-    static const auto reference =
-        find_operator<RankedRegionSignature>("fastloss::ranked_region_reference");
-    return call->call(reference, input);
-  }
+  if (!kernels_serve(input, target)) return RankedRegionFunction::reference(*call, input);
   if (c10::GradMode::is_enabled() && input.requires_grad())
     return RankedRegionFunction::apply(input, call);
   at::AutoDispatchBelowADInplaceOrView below_autograd;

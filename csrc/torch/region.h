@@ -257,35 +257,23 @@ inline Tensor region_backward_kernel(
   return gradient;
 }
 
-struct RegionFunction : torch::autograd::Function<RegionFunction> {
+struct RegionFunction : GradientInBackward<RegionFunction, RegionCall> {
   static auto forward_operator() {
     static const auto op = find_operator<RegionForwardSignature>("fastloss::region_forward");
     return op;
   }
-
-  static Tensor forward(AutogradContext* context, const Tensor& input,
-                        const c10::intrusive_ptr<RegionCall>& call) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [loss, slopes] = call->call(forward_operator(), input);
-    // Saved, not only kept with the call: torch then notices changes in place.
-    context->save_for_backward({input, slopes, call->target, call->weight.value_or(Tensor())});
-    context->saved_data["call"] = at::IValue::make_capsule(call);
-    return loss;
+  static std::pair<Tensor, variable_list> run(const RegionCall& call, const Tensor& input) {
+    auto [loss, slopes] = call.call(forward_operator(), input);
+    return {loss, {slopes, call.target, call.weight.value_or(Tensor())}};
   }
-
-  static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
-    const variable_list saved = context->get_saved_variables();
-    const auto& call = static_cast<RegionCall&>(*context->saved_data["call"].toCapsule());
-    if (c10::GradMode::is_enabled()) {
-      static const auto reference = find_operator<RegionSignature>("fastloss::region_reference");
-      const Tensor loss = call.call(reference, saved[0]);
-      variable_list result = differentiable_gradients(loss, {saved[0]}, {true}, upstreams[0]);
-      result.emplace_back();  // the call
-      return result;
-    }
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
+  static Tensor reference(const RegionCall& call, const Tensor& input) {
+    static const auto op = find_operator<RegionSignature>("fastloss::region_reference");
+    return call.call(op, input);
+  }
+  static Tensor gradient(const RegionCall& call, const Tensor& upstream,
+                         const variable_list& saved) {
     static const auto op = find_operator<RegionBackwardSignature>("fastloss::region_backward");
-    return {call.call_backward(op, upstreams[0], saved[1], saved[0]), Tensor()};
+    return call.call_backward(op, upstream, saved[1], saved[0]);
   }
 };
 
@@ -299,8 +287,7 @@ inline Tensor region_entry(std::string_view loss, const Tensor& input, const Ten
   check_region(*call, input);
   if (!kernels_serve(input, target) ||
       (c10::GradMode::is_enabled() && (target.requires_grad() || requires_grad(weight)))) {
-    static const auto reference = find_operator<RegionSignature>("fastloss::region_reference");
-    return call->call(reference, input);
+    return RegionFunction::reference(*call, input);
   }
   if (c10::GradMode::is_enabled() && input.requires_grad())
     return RegionFunction::apply(input, call);

@@ -121,12 +121,21 @@ inline Tensor scratch_like(const Tensor& tensor, int64_t bytes) {
   return at::empty({bytes}, tensor.options().dtype(at::kByte));
 }
 
-[[noreturn]] inline void report_mask(const char* function, const MaskNotPrefix& bad) {
-  TORCH_CHECK_VALUE(bad.step > 0, function, ": mask must count the first step of every sequence, ",
-                    "got 0 there in sequence ", bad.sequence);
-  TORCH_CHECK_VALUE(
-      false, function, ": mask must count the first steps of a sequence and no others, ",
-      "got a step that counts, ", bad.step, ", after one that does not in sequence ", bad.sequence);
+// Runs a CPU kernel that reads masks, and says which one is no prefix.
+template <class Run>
+void with_mask_errors(const char* function, const Run& run) {
+  try {
+    run();
+  } catch (const MaskNotPrefix& bad) {
+    TORCH_CHECK_VALUE(
+        bad.step > 0, function,
+        ": mask must count the first step of every sequence, got 0 there in sequence ",
+        bad.sequence);
+    TORCH_CHECK_VALUE(false, function,
+                      ": mask must count the first steps of a sequence and no others, got a step ",
+                      "that counts, ", bad.step, ", after one that does not in sequence ",
+                      bad.sequence);
+  }
 }
 
 // ---- the loss ----
@@ -199,13 +208,10 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> crf_kernel(
   const Tensor scratch = scratch_like(emissions, launch.backend().crf_scratch(arguments));
   arguments.scratch = scratch.mutable_data_ptr();
   try {
-    launch.backend().crf(arguments, launch.execution());
-  } catch (const MaskNotPrefix& bad) {
-    report_mask("crf_loss", bad);
+    with_mask_errors("crf_loss", [&] { launch.backend().crf(arguments, launch.execution()); });
   } catch (const LabelOutOfRange&) {
     const Tensor counted = mask ? tags.mul(mask->ne(0)) : tags;
-    with_label_errors("crf_loss", "tags", counted, {}, arguments.chains.tags - 1,
-                      [] { throw LabelOutOfRange{}; });
+    report_label("crf_loss", "tags", counted, {}, arguments.chains.tags - 1);
   }
   for (int i = 0; i < 3; ++i) {
     if (typed[i].defined()) *gradients[i] = narrowed(typed[i], gradients[i]->scalar_type());
@@ -369,11 +375,7 @@ inline Tensor crf_marginals_kernel(const Tensor& emissions, const Tensor& transi
   const Launch launch(emissions);
   const Tensor scratch = scratch_like(emissions, launch.backend().crf_scratch(arguments));
   arguments.scratch = scratch.mutable_data_ptr();
-  try {
-    launch.backend().crf(arguments, launch.execution());
-  } catch (const MaskNotPrefix& bad) {
-    report_mask("crf_marginals", bad);
-  }
+  with_mask_errors("crf_marginals", [&] { launch.backend().crf(arguments, launch.execution()); });
   return marginals;
 }
 
@@ -469,11 +471,7 @@ inline std::tuple<Tensor, Tensor> crf_decode_kernel(const Tensor& emissions,
   const Launch launch(emissions);
   const Tensor scratch = scratch_like(emissions, launch.backend().decode_scratch(arguments));
   arguments.scratch = scratch.mutable_data_ptr();
-  try {
-    launch.backend().decode(arguments, launch.execution());
-  } catch (const MaskNotPrefix& bad) {
-    report_mask("crf_decode", bad);
-  }
+  with_mask_errors("crf_decode", [&] { launch.backend().decode(arguments, launch.execution()); });
   return results;
 }
 
