@@ -53,7 +53,6 @@ class BenchmarkCase:
         goal: What is to be reached.
         headline: Whether it belongs to the README's main table.
         yardstick: The opponent, where it is not the loss's own baseline.
-        trained: The arguments that get a gradient besides the predictions.
     """
 
     name: str
@@ -64,7 +63,6 @@ class BenchmarkCase:
     goal: Goal = field(default_factory=Goal)
     headline: bool = True
     yardstick: Baseline | None = None
-    trained: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> Baseline:
@@ -76,8 +74,7 @@ class BenchmarkCase:
         """The arguments that get a gradient; none where only the forward is measured."""
         if self.work is Work.FORWARD:
             return ()
-        predictions = self.row.family.differentiable[: self.row.family.predictions]
-        return (*predictions, *self.trained)
+        return self.row.family.differentiable[: self.row.family.trained]
 
     def inputs(self, device: str) -> Arguments:
         """The arguments of a call, fresh."""
@@ -219,7 +216,6 @@ _WITH_GOALS = (
         find_case("crf_loss"),
         _TAGGER,
         goal=Goal(eager=60),
-        trained=find_case("crf_loss").family.differentiable[1:],
     ),
     BenchmarkCase(
         "crf-decode",

@@ -74,8 +74,8 @@ class Family:
         rounds_inside: Whether numbers between input and loss are rounded to the input's dtype, as
             matrix products are: in half precision the oracle's float64 is another function then.
         bounded: Whether the prediction must be a probability.
-        predictions: How many of the differentiable arguments a model predicts at once; in training
-            all of those have a gradient.
+        trained: How many of the differentiable arguments, the first ones, have a gradient in
+            training: what a model predicts, and what it learns beside.
         degenerate_error: How far apart two ways of computing degenerate input may be in float64,
             beside what is relative to a number.
     """
@@ -93,7 +93,7 @@ class Family:
     ignored: int | None = None
     rounds_inside: bool = False
     bounded: bool = False
-    predictions: int = 1
+    trained: int = 1
     degenerate_error: float = 1e-12
 
 
@@ -816,6 +816,7 @@ CHAINS = Family(
     integers=("tags",),
     element_wise=False,
     reductions=("none", "mean", "sum", "token_mean"),
+    trained=4,
     degenerate_error=1e-10,  # the scores of a path add up to 1e5, whose last digits are 1e-11
 )
 # More tags than lanes of most vectors.
@@ -1078,7 +1079,7 @@ TWO_SCORES = Family(
     degenerate=_degenerate_two_scores,
     differentiable=("input1", "input2"),
     shape_of=BINARY.shape_of,
-    predictions=2,
+    trained=2,
 )
 
 
@@ -1122,7 +1123,7 @@ TRIPLETS = Family(
     degenerate=_degenerate_triplets,
     differentiable=("anchor", "positive", "negative"),
     shape_of=lambda size: (5 + size // 16, min(size, 37)) if size else (0, 7),
-    predictions=3,
+    trained=3,
 )
 
 
