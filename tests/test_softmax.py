@@ -65,6 +65,53 @@ def test_rows_of_any_width(classes: int, dtype: torch.dtype, device: str) -> Non
 
 
 @pytest.mark.table
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cross_entropy", {}),
+        ("cross_entropy", {"z_loss": 0.01}),
+        ("softmax_focal_loss", {"gamma": 1.5}),
+        ("distribution_focal_loss", {}),
+        ("dice_loss", {"squared_pred": True}),
+        ("dice_cross_entropy_loss", {}),
+    ],
+)
+@pytest.mark.parametrize("bound", [39.9, 40.1, 90.0])
+def test_exponentials_as_they_are_and_relative(
+    bound: float, name: str, options: dict[str, Any], device: str
+) -> None:
+    """Exponentials of moderate logits are added up as they are, others relative to the largest.
+
+    The losses are small and large ones, whose digits either way must keep.
+    """
+    classes, pixels = 5, 40
+    logits = torch.full((2, classes, pixels), -bound, device=device)
+    labels = (torch.arange(2 * pixels, device=device) % classes).reshape(2, pixels)
+    level = torch.linspace(-bound, bound, pixels, device=device)
+    logits.scatter_(1, labels[:, None], level.expand(2, 1, pixels))
+    logits[:, 0, ::3], logits[1, 3] = bound, level.flip(0)
+    target = labels
+    if name == "distribution_focal_loss":
+        logits, target = logits.transpose(1, 2), labels * 0.9
+    logits.requires_grad_()
+    wide = logits.detach().double().requires_grad_()
+    loss = getattr(F, name)(logits, target, **options)
+    expected = getattr(reference, name)(wide, target, **options)
+    assert_close(loss, expected, TOLERANCES[torch.float32], name)
+    if name.startswith("dice"):
+        found, right = torch.autograd.grad(loss, logits)[0], torch.autograd.grad(expected, wide)[0]
+    else:
+        loss = getattr(F, name)(logits, target, reduction="none", **options)
+        expected = getattr(reference, name)(wide, target, reduction="none", **options)
+        assert_close(loss, expected, TOLERANCES[torch.float32], f"{name} of each")
+        found, right = (
+            torch.autograd.grad(loss.sum(), logits)[0],
+            torch.autograd.grad(expected.sum(), wide)[0],
+        )
+    assert_close(found, right, TOLERANCES[torch.float32], f"gradient of {name}")
+
+
+@pytest.mark.table
 @pytest.mark.parametrize("shape", [(2, 3, 700), (1, 200, 150), (2, 5000, 3), (3, 4, 17, 19)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_strided_classes(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:

@@ -361,6 +361,12 @@ FASTLOSS_INLINE void store_square(T* rows, int64_t stride, const Square<T>& squa
   (square.row[Row].store(rows + Row * stride), ...);
 }
 
+template <class T, class Map, int... Row>
+FASTLOSS_INLINE Square<T> mapped(const Square<T>& in, Map& map,
+                                 std::integer_sequence<int, Row...>) {
+  return {{map(in.row[Row])...}};
+}
+
 // The lower or the upper halves of two vectors, lane by lane in turn.
 template <int kUpper, class Lanes, int... Lane>
 FASTLOSS_INLINE Lanes interleaved(Lanes a, Lanes b, std::integer_sequence<int, Lane...>) {
@@ -395,6 +401,11 @@ FASTLOSS_INLINE Square<T> load_square(const T* rows, int64_t stride) {
 template <class T>
 FASTLOSS_INLINE void store_square(T* rows, int64_t stride, const Square<T>& square) {
   lanes::store_square(rows, stride, square, lanes::Steps<Vec<T>::kLanes>{});
+}
+// map(row) of every row, from the first to the last.
+template <class T, class Map>
+FASTLOSS_INLINE Square<T> mapped(const Square<T>& in, Map& map) {
+  return lanes::mapped(in, map, lanes::Steps<Vec<T>::kLanes>{});
 }
 // Rows become columns. Interleaving the upper half of the rows with the lower one rotates the
 // digits of (row, column) by one: done as often as either has digits, they have changed places.
@@ -515,6 +526,10 @@ struct Coefficients<float> {
   static constexpr float kHalfPiHigh = 0x1.921fb6p0f, kHalfPiLow = -0x1.777a5cp-25f;
   // Below and above these, exp is 0 and inf.
   static constexpr float kExpLowest = -105.0f, kExpHighest = 89.0f;
+  // Exponentials of numbers of at most this size can be added up, that many, and sums and
+  // exponentials be divided by one another.
+  static constexpr float kExpModerate = 40.0f;
+  static constexpr int kExpModerateTerms = 1024;
 };
 
 template <>
@@ -551,6 +566,8 @@ struct Coefficients<double> {
   static constexpr double kLn2High = 0x1.62e42fefa4p-1, kLn2Low = -0x1.8432a1b0e2634p-43;
   static constexpr double kHalfPiHigh = 0x1.921fb54442d18p0, kHalfPiLow = 0x1.1a62633145c07p-54;
   static constexpr double kExpLowest = -746.0, kExpHighest = 710.0;
+  static constexpr double kExpModerate = 340.0;
+  static constexpr int kExpModerateTerms = 1024;
 };
 
 namespace lanes {
@@ -612,6 +629,12 @@ FASTLOSS_INLINE Vec<T> exp(Vec<T> x) {
 template <class T>
 FASTLOSS_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
   return lanes::exp_inside(larger(Vec<T>(Coefficients<T>::kExpLowest), x));
+}
+
+// exp where |x| is known to be at most kExpModerate. NaN stays NaN.
+template <class T>
+FASTLOSS_INLINE Vec<T> exp_moderate(Vec<T> x) {
+  return lanes::exp_inside(x);
 }
 
 namespace lanes {

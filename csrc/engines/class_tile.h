@@ -20,6 +20,7 @@
 // `layout` walks every dimension but that of the classes.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "core/vec.h"
 #include "engines/staging.h"
@@ -61,31 +62,20 @@ class ClassTile {
   // Pixels [begin, end) of the layout's walk. What is left of the last vector becomes 0.
   void load(const Input& input, const Layout& layout, const ClassAxis& axis, int64_t begin,
             int64_t end) {
-    for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
-      const int64_t first = axis.base + offsets[axis.operand];
-      const int64_t stride = layout.dims > 0 ? layout.stride[axis.operand][0] : 1;
-      const bool plain = input.dtype == dtype_of<T>;
-      int64_t done = 0;
-      if (plain && axis.class_stride == 1) {
-        const T* const from = static_cast<const T*>(input.data) + first;
-        done = for_each_square(length, [&](int64_t pixel, int64_t c) {
-          const Square<T> square = load_square(from + pixel * stride + c, stride);
-          store_square(row(c) + position + pixel, pixels_, transposed(square));
-        });
-      }
-      for (int64_t c = 0; c < classes_; ++c) {
-        T* to = row(c) + position + done;
-        const int64_t from = first + c * axis.class_stride + done * stride;
-        if (plain && stride == 1) {
-          std::copy_n(static_cast<const T*>(input.data) + from, length - done, to);
-        } else {
-          load_strided(to, 1, input, from, stride, length - done);
-        }
-      }
-    });
-    const int64_t count = end - begin, whole = padded(count);
-    if (whole == count) return;
-    for (int64_t c = 0; c < classes_; ++c) std::fill(row(c) + count, row(c) + whole, T(0));
+    AsTheyAre as_they_are;
+    load_mapped(input, layout, axis, begin, end, as_they_are);
+  }
+
+  // The same with exp(x) in place of x, which a softmax then need not make relative to the largest
+  // of its classes. What is left of the last vector becomes 1. False, and of no use, where an |x|
+  // is larger than kExpModerate, or classes are too many; or where there is one, whose share is
+  // exactly 1. Asks for the tile `next`.
+  bool load_exponentials(const Input& input, const Layout& layout, const ClassAxis& axis,
+                         int64_t begin, int64_t end, const ClassAhead& next) {
+    if (classes_ == 1 || classes_ > Coefficients<T>::kExpModerateTerms) return false;
+    Exponentials exponentials{next};
+    load_mapped(input, layout, axis, begin, end, exponentials);
+    return exponentials.largest.largest() <= Coefficients<T>::kExpModerate;
   }
 
   // The classes of the pixels from `begin` on, to be asked for ahead. (Pixels behind the end of
@@ -130,12 +120,100 @@ class ClassTile {
     });
   }
 
+  // Where in `output` pixels [begin, end) of class 0 are as in a row of the tile, so that the other
+  // classes are, and fit for store_streaming(); null where they are not.
+  static T* in_place(const Output& output, const Layout& layout, const ClassAxis& axis,
+                     int64_t begin, int64_t end) {
+    constexpr int64_t kLanes = Vec<T>::kLanes;
+    if (output.dtype != dtype_of<T> || layout.dims == 0) return nullptr;
+    const int64_t inner = layout.size[0];
+    if (layout.stride[axis.operand][0] != 1 || begin / inner != (end - 1) / inner) return nullptr;
+    int64_t first = axis.base, rest = begin;
+    for (int d = 0; d < layout.dims; ++d) {
+      first += rest % layout.size[d] * layout.stride[axis.operand][d];
+      rest /= layout.size[d];
+    }
+    T* const place = static_cast<T*>(output.data) + first;
+    const bool aligned = reinterpret_cast<uintptr_t>(place) % FASTLOSS_VECTOR_BYTES == 0;
+    return aligned && (end - begin) % kLanes == 0 && axis.class_stride % kLanes == 0 ? place
+                                                                                     : nullptr;
+  }
+
   // A number of pixels, rounded up to whole vectors.
   static constexpr int64_t padded(int64_t count) {
     return (count + Vec<T>::kLanes - 1) / Vec<T>::kLanes * Vec<T>::kLanes;
   }
 
  private:
+  using V = Vec<T>;
+
+  struct AsTheyAre {
+    FASTLOSS_INLINE V operator()(V x) const { return x; }
+    FASTLOSS_INLINE void ask(int64_t /*c*/, int64_t /*pixel*/) const {}
+  };
+  struct Exponentials {
+    ClassAhead next;
+    V largest = V(0);
+    FASTLOSS_INLINE V operator()(V x) {
+      largest = larger(abs(x), largest);  // NaN may get lost: its exponential is NaN too
+      return exp_moderate(x);
+    }
+    FASTLOSS_INLINE void ask(int64_t c, int64_t pixel) const { next.ask(c, pixel); }
+  };
+
+  // map(x) of every vector of pixels of a class.
+  template <class Map>
+  void load_mapped(const Input& input, const Layout& layout, const ClassAxis& axis, int64_t begin,
+                   int64_t end, Map& map) {
+    for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
+      const int64_t first = axis.base + offsets[axis.operand];
+      const int64_t stride = layout.dims > 0 ? layout.stride[axis.operand][0] : 1;
+      const bool plain = input.dtype == dtype_of<T>;
+      int64_t done = 0;
+      if (plain && axis.class_stride == 1) {
+        const T* const from = static_cast<const T*>(input.data) + first;
+        done = for_each_square(length, [&](int64_t pixel, int64_t c) {
+          Map local = map;  // kept in memory, each step would wait for the one before
+          for (int lane = 0; lane < V::kLanes; ++lane) local.ask(c, position + pixel + lane);
+          const Square<T> square = transposed(load_square(from + pixel * stride + c, stride));
+          store_square(row(c) + position + pixel, pixels_, mapped(square, local));
+          map = local;
+        });
+      }
+      for (int64_t c = 0; c < classes_ && done < length; ++c) {
+        T* const to = row(c) + position + done;
+        const int64_t from = first + c * axis.class_stride + done * stride;
+        if (plain && stride == 1) {
+          map_row(to, static_cast<const T*>(input.data) + from, length - done, c, position + done,
+                  map);
+        } else {
+          load_strided(to, 1, input, from, stride, length - done);
+          if constexpr (!std::is_same_v<Map, AsTheyAre>)
+            map_row(to, to, length - done, c, position + done, map);
+        }
+      }
+    });
+    const int64_t count = end - begin;
+    for (int64_t c = 0; c < classes_; ++c)
+      std::fill(row(c) + count, row(c) + padded(count), Map(map)(V(0))[0]);
+  }
+
+  template <class Map>
+  static FASTLOSS_INLINE void map_row(T* to, const T* from, int64_t count, int64_t c,
+                                      int64_t position, Map& map) {
+    Map local = map;
+    int64_t i = 0;
+    for (; i + V::kLanes <= count; i += V::kLanes) {
+      local.ask(c, position + i);
+      local(V::load(from + i)).store(to + i);
+    }
+    if (i < count) {
+      const V mapped = local(load_some(from + i, count - i));
+      for (int lane = 0; i + lane < count; ++lane) to[i + lane] = mapped[lane];
+    }
+    map = local;
+  }
+
   // Most of the L1 cache, but never so few pixels that a row is a line or two: the processor
   // prefetches along rows. Tens of thousands of classes get a line each.
   static int64_t pixels_for(int64_t classes) {

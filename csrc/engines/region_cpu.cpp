@@ -22,14 +22,21 @@ class Voxels {
         labels_(arguments.target,
                 {arguments.ignore == Ignore::kLabel, arguments.ignore_index, false},
                 arguments.classes),
-        targets_(arguments.labels ? 1 : arguments.classes) {}
+        targets_(arguments.labels ? 1 : arguments.classes),
+        number_(arguments.classes) {
+    for (int64_t c = 0; c < arguments.classes; ++c) number_[c] = T(c);
+  }
 
-  // Reads voxels [begin, end) of a sample. False where a label is out of range.
-  bool load(int64_t sample, int64_t begin, int64_t end) {
+  // Reads voxels [begin, end) of a sample, where it can with exponentials in place of the logits if
+  // those are preferred. False where a label is out of range.
+  bool load(int64_t sample, int64_t begin, int64_t end, bool prefers_exponentials) {
     const int64_t count = end - begin, whole = ClassTile<T>::padded(count);
     const ClassAxis of_logits = axis(arguments_, kRegionInput, sample);
-    logits.load(arguments_.input, arguments_.layout, of_logits, begin, end);
     next = ClassTile<T>::ahead(arguments_.input, arguments_.layout, of_logits, end);
+    exponentials =
+        prefers_exponentials &&
+        logits.load_exponentials(arguments_.input, arguments_.layout, of_logits, begin, end, next);
+    if (!exponentials) logits.load(arguments_.input, arguments_.layout, of_logits, begin, end);
     bool in_range = true;
     for (int64_t i = count; i < whole; ++i) label_[i] = T(-1), valid[i] = T(0);
     if (arguments_.labels) {
@@ -47,7 +54,7 @@ class Voxels {
   template <bool kLabels>
   FASTLOSS_INLINE V target(int64_t c, int64_t i) const {
     if constexpr (kLabels) {
-      return select(V::load(label_ + i) == V(T(c)), V(1), V(0));
+      return select(V::load(label_ + i) == V(number_[c]), V(1), V(0));
     } else {
       return V::load(targets_.row(c) + i);
     }
@@ -58,6 +65,7 @@ class Voxels {
   }
 
   ClassTile<T> logits;
+  bool exponentials;           // of the logits, in their place
   ClassAhead next;             // the logits of the tile that comes after this one
   alignas(64) T valid[kMost];  // 1, or 0 where the voxel does not count or is padding
 
@@ -96,21 +104,24 @@ class Voxels {
     V all(1);
     for (int64_t i = 0; i < whole; i += V::kLanes) all = all * V::load(valid + i);
     if (all.sum() == T(V::kLanes)) return;
-    const auto clear = [&](ClassTile<T>& tile) {
+    const auto clear = [&](ClassTile<T>& tile, V nothing) {
       for (int64_t c = 0; c < arguments_.classes; ++c) {
         for (int64_t i = 0; i < whole; i += V::kLanes) {
-          select(V::load(valid + i) != V(0), V::load(tile.row(c) + i), V(0)).store(tile.row(c) + i);
+          select(V::load(valid + i) != V(0), V::load(tile.row(c) + i), nothing)
+              .store(tile.row(c) + i);
         }
       }
     };
-    clear(logits);
-    if (!arguments_.labels) clear(targets_);
+    clear(logits, exponentials ? V(1) : V(0));
+    if (!arguments_.labels) clear(targets_, V(0));
   }
 
   const RegionArguments& arguments_;
   const LabelReader<T> labels_;
   ClassTile<T> targets_;
   alignas(64) T label_[kMost];  // -1: of no class
+  // The classes, as labels are: converted in each comparison they would wait for that.
+  std::vector<T> number_;
 };
 
 // The passes over one tile after the other. The loss of voxels is compiled in; the formula of
@@ -146,7 +157,7 @@ class Pass {
     for (int64_t first = begin; first < end; first += voxels_.logits.pixels()) {
       const int64_t last = std::min(end, first + voxels_.logits.pixels());
       const int64_t whole = ClassTile<T>::padded(last - first);
-      in_range = voxels_.load(sample, first, last) && in_range;
+      in_range = voxels_.load(sample, first, last, sums_take_exponentials()) && in_range;
       of_voxels += activate(whole);
       for (int64_t c = 0; c < classes; ++c) {
         sum_class(c, whole, sums.data() + c * kClassSums, of_voxels);
@@ -167,7 +178,7 @@ class Pass {
     for (int64_t first = begin; first < end; first += voxels_.logits.pixels()) {
       const int64_t last = std::min(end, first + voxels_.logits.pixels());
       const int64_t whole = ClassTile<T>::padded(last - first);
-      in_range = voxels_.load(sample, first, last) && in_range;
+      in_range = voxels_.load(sample, first, last, kSoftmax) && in_range;
       activate(whole);
       for (int64_t c = 0; c < arguments_.classes; ++c) {
         for (int64_t i = 0; i < whole; i += V::kLanes) {
@@ -197,13 +208,19 @@ class Pass {
     for (int64_t first = begin; first < end; first += voxels_.logits.pixels()) {
       const int64_t last = std::min(end, first + voxels_.logits.pixels());
       const int64_t whole = ClassTile<T>::padded(last - first);
-      voxels_.load(sample, first, last);
+      voxels_.load(sample, first, last, kSoftmax && !kOfLogit);
+      const ClassAxis axis = Voxels<T>::axis(arguments_, kRegionGradient, sample);
+      T* const in_place =
+          ClassTile<T>::in_place(arguments_.gradient, arguments_.layout, axis, first, last);
+      const Destination destination = {in_place ? in_place : numbers().row(0),
+                                       in_place ? axis.class_stride : numbers().pixels(),
+                                       in_place && streaming};
       if (arguments_.squared) {
-        differentiate<true>(whole);
+        differentiate<true>(whole, destination);
       } else {
-        differentiate<false>(whole);
+        differentiate<false>(whole, destination);
       }
-      write(sample, first, last, streaming);
+      if (!in_place) write(sample, first, last, streaming);
     }
   }
 
@@ -230,6 +247,16 @@ class Pass {
     const ClassAhead next = voxels_.next;
     const T* const logits = voxels_.logits.row(0) + i;
     T* const out = numbers().row(0) + i;
+    if (voxels_.exponentials) {
+      V sum(0);
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < classes; ++c) {
+        const V e = V::load(logits + c * pitch);
+        sum += e;
+        visit(c, V(0), e);
+      }
+      return sum;
+    }
     V largest = V::load(logits);
     // (Where this loses a NaN, the difference below finds it again.)
     for (int64_t c = 1; c < classes; ++c) largest = larger(V::load(logits + c * pitch), largest);
@@ -245,6 +272,12 @@ class Pass {
     return sum;
   }
 
+  // The cross-entropy of a class that is not alone needs the logits.
+  bool sums_take_exponentials() const {
+    return kSoftmax &&
+           (!kHasVoxelLoss || (kCrossEntropy && kLabels && voxel_parameter_[0] == T(0)));
+  }
+
   // Softmax: exponentials, and what they are to be divided by; returns the sum of the
   // cross-entropy.
   double activate(int64_t whole) {
@@ -254,6 +287,12 @@ class Pass {
       for (int64_t i = 0; i < whole; i += V::kLanes) {
         V dot(0), mass(0);
         const V valid = V::load(voxels_.valid + i);
+        if constexpr (kCrossEntropy && kLabels) {
+          if (voxels_.exponentials) {
+            losses += valid * cross_entropy_of_exponentials(i, valid);
+            continue;
+          }
+        }
         const V sum = exponentiate(i, [&](int64_t c, V shifted, V /*e*/) {
           if constexpr (kCrossEntropy) {
             const V m = Voxel::mass(target(c, i), class_weight_[c], share_, voxel_parameter_);
@@ -267,6 +306,21 @@ class Pass {
       loss = double(losses.sum());
     }
     return loss;
+  }
+
+  // Of voxels with one class each. By what all other classes have, so that small losses keep their
+  // digits.
+  FASTLOSS_INLINE V cross_entropy_of_exponentials(int64_t i, V valid) {
+    V picked(0), rest(0), weight(0);
+    const T* const class_weight = class_weight_.data();
+    exponentiate(i, [&](int64_t c, V /*shifted*/, V e) {
+      const auto is_class = target(c, i) != V(0);
+      picked = select(is_class, e, picked);
+      weight = select(is_class, V(class_weight[c]), weight);
+      rest += select(is_class, V(0), e);
+    });
+    (valid / (picked + rest)).store(inverse_ + i);
+    return weight * log1p(rest / select(valid == V(0), V(1), picked));
   }
 
   FASTLOSS_INLINE V probability(int64_t c, int64_t i) {
@@ -317,10 +371,23 @@ class Pass {
     T flat, steep, by_target;
   };
 
+  // Where the gradients of a tile go, class by class.
+  struct Destination {
+    T* first;
+    int64_t pitch;
+    bool streaming;
+  };
+
   template <bool kSquared>
-  void differentiate(int64_t whole) {
+  void differentiate(int64_t whole, const Destination& to) {
     if constexpr (kSoftmax) weigh<kSquared>(whole);
-    for (int64_t c = 0; c < arguments_.classes; ++c) gradient_of_class<kSquared>(c, whole);
+    for (int64_t c = 0; c < arguments_.classes; ++c) {
+      if (to.streaming) {
+        gradient_of_class<kSquared, true>(c, whole, to.first + c * to.pitch);
+      } else {
+        gradient_of_class<kSquared, false>(c, whole, to.first + c * to.pitch);
+      }
+    }
   }
 
   // Softmax: exponentials, their divisors, and Σ p q, which every class's gradient is less by.
@@ -345,16 +412,15 @@ class Pass {
       const V inverse = valid / sum;
       inverse.store(inverse_ + i);
       V all = inverse * flat;
-      if constexpr (kSquared) all += inverse * inverse * steep;
+      if constexpr (kSquared) all += inverse * (inverse * steep);
       all.store(together_ + i);
       if constexpr (kCrossEntropy) mass.store(mass_ + i);
     }
   }
 
-  template <bool kSquared>
-  void gradient_of_class(int64_t c, int64_t whole) {
+  template <bool kSquared, bool kStreaming>
+  void gradient_of_class(int64_t c, int64_t whole, T* out) {
     const V flat(slopes_[c].flat), steep(slopes_[c].steep), by_target(slopes_[c].by_target);
-    T* out = numbers().row(c);
     for (int64_t i = 0; i < whole; i += V::kLanes) {
       const V valid = V::load(voxels_.valid + i);
       const V p = probability(c, i), t = target(c, i);
@@ -378,7 +444,11 @@ class Pass {
           gradient += valid * (V(voxel_factor_) * slope_of_loss);
         }
       }
-      gradient.store(out + i);
+      if constexpr (kStreaming) {
+        gradient.store_streaming(out + i);
+      } else {
+        gradient.store(out + i);
+      }
     }
   }
 

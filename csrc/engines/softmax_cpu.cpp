@@ -42,6 +42,8 @@ struct Rows {
   alignas(64) T picked[kMaxRows];
   alignas(64) T blend[kMaxRows];
   alignas(64) T mass[kMaxRows];
+  // Of rows in columns: what is kept of a logit, times this, is relative to the shift.
+  alignas(64) T unit[kMaxRows];
 
   alignas(64) T loss[kMaxRows];
   // What each kind of slope is multiplied with to give the gradient.
@@ -58,6 +60,9 @@ class Engine {
   static constexpr ClassTarget kTarget = class_target<Formula>;
   static constexpr bool kProbabilities = has_probabilities<Formula>;
   static constexpr bool kBlends = blends_classes<Formula>;
+  // Whether what is needed of the logits are their exponentials, and the label's.
+  static constexpr bool kTakesExponentials =
+      std::is_same_v<Statistic, LogSumExp> && !kProbabilities && !kBlends;
 
  public:
   Engine(const SoftmaxArguments& arguments, const Execution& execution)
@@ -498,6 +503,18 @@ class Engine {
 
     void read_columns(int64_t begin) {
       const int64_t count = rows_.count, all = padded<T>(count);
+      // The next rows are fetched while these are worked on.
+      const ClassAhead ahead = ClassTile<T>::ahead(arguments().input, arguments().rows,
+                                                   axis(kSoftmaxInput), begin + count);
+      if constexpr (kTakesExponentials) {
+        if (!caps() &&
+            columns_.load_exponentials(arguments().input, arguments().rows, axis(kSoftmaxInput),
+                                       begin, begin + count, ahead)) {
+          for (int64_t r = count; r < all; ++r) rows_.number[r] = rows_.upper[r] = T(0);
+          for (int64_t r = 0; r < all; r += V::kLanes) add_exponentials(r);
+          return;
+        }
+      }
       if constexpr (kReadsRow) {
         columns_.load(arguments().input, arguments().rows, axis(kSoftmaxInput), begin,
                       begin + count);
@@ -522,9 +539,6 @@ class Engine {
         rows_.number[r] = rows_.picked[r] = rows_.upper[r] = rows_.weight[r] = rows_.counts[r] =
             T(0);
       }
-      // The next rows are fetched while these are worked on.
-      const ClassAhead ahead = ClassTile<T>::ahead(arguments().input, arguments().rows,
-                                                   axis(kSoftmaxInput), begin + count);
       for (int64_t r = 0; r < all; r += V::kLanes) {
         if (caps()) {
           add_column<false>(r, ahead);
@@ -595,6 +609,32 @@ class Engine {
       (kProbabilities ? V(0) : picked - shift).store(rows_.picked + first);
       blend.store(rows_.blend + first);
       mass.store(rows_.mass + first);
+      V(1).store(rows_.unit + first);
+    }
+
+    // The same where the tile holds exponentials: the shift is the picked logit.
+    void add_exponentials(int64_t first) {
+      const T* const e = tile_ + first;
+      const Picks picks(rows_.number + first);
+      V sum(0), picked(0), upper(0), number(0);
+      for (int64_t c = 0; c < classes_; ++c, number += V(1)) {
+        const V at = V::load(e + c * pitch_);
+        sum += at;
+        picked = select(picks.lower(number), at, picked);
+        if constexpr (kTarget == ClassTarget::kPosition)
+          upper = select(picks.upper(number), at, upper);
+      }
+      picked = select(picked == V(0), V(1), picked);  // of a row that does not count
+      if constexpr (kTarget == ClassTarget::kPosition) {
+        upper = select(upper == V(0), V(1), upper);
+        picked *= exp_moderate(V::load(rows_.upper + first) * (log(upper) - log(picked)));
+      }
+      const V unit = V(1) / picked;
+      log(picked).store(rows_.shift + first);
+      unit.store(rows_.unit + first);
+      (sum * unit).store(rows_.sum + first);
+      for (T* zeros : {rows_.slope_sum, rows_.picked, rows_.blend, rows_.mass})
+        V(0).store(zeros + first);
     }
 
     V column_share(int64_t first, int64_t c) const {
@@ -603,27 +643,42 @@ class Engine {
     }
 
     void write_columns(int64_t begin) {
-      const int64_t count = rows_.count, all = padded<T>(count);
-      for (int64_t first = 0; first < all; first += V::kLanes) {
-        if (caps()) {
-          differentiate_column<false>(first);
+      const int64_t end = begin + rows_.count;
+      const ClassAxis to = axis(kSoftmaxGradient);
+      if (T* const in_place =
+              ClassTile<T>::in_place(arguments().gradient, arguments().rows, to, begin, end)) {
+        if (engine_.streaming_) {
+          differentiate_columns<true>(in_place, to.class_stride);
         } else {
-          differentiate_column<true>(first);
+          differentiate_columns<false>(in_place, to.class_stride);
         }
+      } else {
+        differentiate_columns<false>(tile_, pitch_);
+        columns_.store(arguments().gradient, arguments().rows, to, begin, end, engine_.streaming_);
       }
-      columns_.store(arguments().gradient, arguments().rows, axis(kSoftmaxGradient), begin,
-                     begin + count, engine_.streaming_);
     }
 
-    template <bool kKept>
-    void differentiate_column(int64_t first) {
+    // Gradients of all rows, `stride` numbers from a class to the next.
+    template <bool kStreaming>
+    void differentiate_columns(T* out, int64_t stride) {
+      for (int64_t first = 0; first < rows_.count; first += V::kLanes) {
+        if (caps()) {
+          differentiate_column<false, kStreaming>(first, out + first, stride);
+        } else {
+          differentiate_column<true, kStreaming>(first, out + first, stride);
+        }
+      }
+    }
+
+    template <bool kKept, bool kStreaming>
+    void differentiate_column(int64_t first, T* out, int64_t stride) {
       const auto at = [first](const T* numbers) { return V::load(numbers + first); };
-      const V to_statistic = at(rows_.to_statistic), to_blend = at(rows_.to_blend),
+      const V to_statistic = at(rows_.to_statistic) * at(rows_.unit), to_blend = at(rows_.to_blend),
               shift = at(rows_.shift);
       const V to_picked = at(rows_.to_picked), upper_share = at(rows_.upper);
       [[maybe_unused]] const auto counts = at(rows_.counts) != V(0);
       const Picks picks(rows_.number + first);
-      T* const x = tile_ + first;
+      const T* const x = tile_ + first;
       V number(0);
       for (int64_t c = 0; c < classes_; ++c, number += V(1)) {
         V gradient(0);
@@ -642,7 +697,11 @@ class Engine {
         }
         // Selected, not multiplied: what does not count may hold anything, NaN too.
         if constexpr (kTarget == ClassTarget::kIndex) gradient = select(counts, gradient, V(0));
-        gradient.store(x + c * pitch_);
+        if constexpr (kStreaming) {
+          gradient.store_streaming(out + c * stride);
+        } else {
+          gradient.store(out + c * stride);
+        }
       }
     }
 
