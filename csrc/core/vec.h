@@ -526,10 +526,9 @@ struct Coefficients<float> {
   static constexpr float kHalfPiHigh = 0x1.921fb6p0f, kHalfPiLow = -0x1.777a5cp-25f;
   // Below and above these, exp is 0 and inf.
   static constexpr float kExpLowest = -105.0f, kExpHighest = 89.0f;
-  // Exponentials of numbers of at most this size can be added up, that many, and sums and
-  // exponentials be divided by one another.
-  static constexpr float kExpModerate = 40.0f;
-  static constexpr int kExpModerateTerms = 1024;
+  // Exponentials of numbers of at most this size can be added up, by the million, and sums and
+  // exponentials be divided by one another, with results that are normal numbers.
+  static constexpr float kExpModerate = 36.0f;
 };
 
 template <>
@@ -567,7 +566,6 @@ struct Coefficients<double> {
   static constexpr double kHalfPiHigh = 0x1.921fb54442d18p0, kHalfPiLow = 0x1.1a62633145c07p-54;
   static constexpr double kExpLowest = -746.0, kExpHighest = 710.0;
   static constexpr double kExpModerate = 340.0;
-  static constexpr int kExpModerateTerms = 1024;
 };
 
 namespace lanes {

@@ -68,11 +68,11 @@ class ClassTile {
 
   // The same with exp(x) in place of x, which a softmax then need not make relative to the largest
   // of its classes. What is left of the last vector becomes 1. False, and of no use, where an |x|
-  // is larger than kExpModerate, or classes are too many; or where there is one, whose share is
-  // exactly 1. Asks for the tile `next`.
+  // is larger than kExpModerate, or there is a single class, whose share is exactly 1. Asks for the
+  // tile `next`.
   bool load_exponentials(const Input& input, const Layout& layout, const ClassAxis& axis,
                          int64_t begin, int64_t end, const ClassAhead& next) {
-    if (classes_ == 1 || classes_ > Coefficients<T>::kExpModerateTerms) return false;
+    if (classes_ == 1) return false;
     Exponentials exponentials{next};
     load_mapped(input, layout, axis, begin, end, exponentials);
     return exponentials.largest.largest() <= Coefficients<T>::kExpModerate;

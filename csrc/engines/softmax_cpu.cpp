@@ -42,8 +42,7 @@ struct Rows {
   alignas(64) T picked[kMaxRows];
   alignas(64) T blend[kMaxRows];
   alignas(64) T mass[kMaxRows];
-  // Of rows in columns: what is kept of a logit, times this, is relative to the shift.
-  alignas(64) T unit[kMaxRows];
+  alignas(64) T unit[kMaxRows];  // what is kept of a logit, times this, is relative to the shift
 
   alignas(64) T loss[kMaxRows];
   // What each kind of slope is multiplied with to give the gradient.
@@ -307,11 +306,44 @@ class Engine {
       return stage;
     }
 
+    // Keeps a row's exponentials as they are; the shift is the picked logit. False, and to be done
+    // again, where a logit is larger than kExpModerate.
+    bool add_exponentials(int64_t row, int64_t ahead) {
+      T* const kept = tile_ + row * pitch_;
+      const T* const x = logits(row, 0, classes_, kept);
+      V sum(0), largest(0);
+      for_each_vector(x, classes_, T(0), [&](int64_t i, V v) {
+        __builtin_prefetch(x + i + ahead);
+        largest = larger(abs(v), largest);  // NaN may get lost: its exponential is NaN too
+        V e = exp_moderate(v);
+        if (i + V::kLanes > classes_) e = select(lane_numbers<T>() < V(T(classes_ - i)), e, V(0));
+        e.store(kept + i);
+        sum += e;
+      });
+      if (!(largest.largest() <= Coefficients<T>::kExpModerate)) return false;
+      rows_.shift[row] = pick(row);
+      const T unit = exp_moderate(V(-rows_.shift[row]))[0];
+      store_sums(row, {sum.sum() * unit});
+      rows_.unit[row] = unit;
+      return true;
+    }
+
     // Rows that fit a tile, in two rounds: what one row waits for, others do meanwhile.
     void read_rows() {
       const T* x[V::kLanes];
+      bool is_read[V::kLanes];
+      // The next rows are fetched while these are worked on.
+      const int64_t ahead = input_is_plain_ ? engine_.row_stride(kSoftmaxInput) * rows_.count : 0;
       for (int64_t r = 0; r < rows_.count; ++r) {
-        if (rows_.counts[r] == T(0)) continue;
+        is_read[r] = rows_.counts[r] == T(0);
+        if (is_read[r]) {
+          store_sums(r, {});
+          continue;
+        }
+        if constexpr (kTakesExponentials) {
+          is_read[r] = keeps() && classes_ > 1 && add_exponentials(r, ahead);
+          if (is_read[r]) continue;
+        }
         x[r] = kReadsRow ? logits(r, 0, classes_, tile_ + r * pitch_) : nullptr;
         rows_.shift[r] = T(0);
         if constexpr (Statistic::kShiftIsPicked) {
@@ -321,11 +353,10 @@ class Engine {
           if (highest != kNone<T>) rows_.shift[r] = highest;
         }
       }
-      // The next rows are fetched while these are worked on.
-      const int64_t ahead = input_is_plain_ ? engine_.row_stride(kSoftmaxInput) * rows_.count : 0;
       for (int64_t r = 0; r < rows_.count; ++r) {
+        if (is_read[r]) continue;
         Sums sums;
-        if (kReadsRow && rows_.counts[r] != T(0)) {
+        if (kReadsRow) {
           const T* q = kBlends ? shares(r, 0, classes_, share_stage(r)) : nullptr;
           sums = add_up(x[r], classes_, rows_.shift[r], q, keeps() ? tile_ + r * pitch_ : nullptr,
                         ahead);
@@ -400,6 +431,7 @@ class Engine {
       rows_.slope_sum[row] = sums.slope_sum;
       rows_.blend[row] = sums.blend;
       rows_.mass[row] = sums.mass;
+      rows_.unit[row] = T(1);
       const bool counts = rows_.counts[row] != T(0);
       if (!counts) rows_.shift[row] = T(0);
       // By now the row is in a cache.
@@ -643,66 +675,91 @@ class Engine {
     }
 
     void write_columns(int64_t begin) {
+      if (caps()) {
+        write_columns<false>(begin);
+      } else {
+        write_columns<true>(begin);
+      }
+    }
+
+    template <bool kKept>
+    void write_columns(int64_t begin) {
       const int64_t end = begin + rows_.count;
       const ClassAxis to = axis(kSoftmaxGradient);
-      if (T* const in_place =
-              ClassTile<T>::in_place(arguments().gradient, arguments().rows, to, begin, end)) {
-        if (engine_.streaming_) {
-          differentiate_columns<true>(in_place, to.class_stride);
-        } else {
-          differentiate_columns<false>(in_place, to.class_stride);
-        }
-      } else {
-        differentiate_columns<false>(tile_, pitch_);
+      T* const in_place =
+          ClassTile<T>::in_place(arguments().gradient, arguments().rows, to, begin, end);
+      if (in_place == nullptr) {
+        differentiate_columns<kKept, false>(tile_, pitch_);
         columns_.store(arguments().gradient, arguments().rows, to, begin, end, engine_.streaming_);
+      } else if (engine_.streaming_) {
+        differentiate_columns<kKept, true>(in_place, to.class_stride);
+      } else {
+        differentiate_columns<kKept, false>(in_place, to.class_stride);
       }
+    }
+
+    // What the gradients of a vector of rows are made of.
+    struct Slopes {
+      V to_statistic, to_blend, to_picked, upper_share, shift;
+      Mask<T> counts;
+      Picks picks;
+    };
+    Slopes slopes_of(int64_t first) const {
+      const auto at = [first](const T* numbers) { return V::load(numbers + first); };
+      return {at(rows_.to_statistic),
+              at(rows_.to_blend),
+              at(rows_.to_picked),
+              at(rows_.upper),
+              at(rows_.shift),
+              at(rows_.counts) != V(0),
+              Picks(rows_.number + first)};
     }
 
     // Gradients of all rows, `stride` numbers from a class to the next.
-    template <bool kStreaming>
-    void differentiate_columns(T* out, int64_t stride) {
-      for (int64_t first = 0; first < rows_.count; first += V::kLanes) {
-        if (caps()) {
-          differentiate_column<false, kStreaming>(first, out + first, stride);
-        } else {
-          differentiate_column<true, kStreaming>(first, out + first, stride);
+    template <bool kKept, bool kStreaming>
+    void differentiate_columns(T* out, int64_t stride) const {
+      if (out == tile_) {
+        for (int64_t first = 0; first < rows_.count; first += V::kLanes) {
+          const Slopes slopes = slopes_of(first);
+          for (int64_t c = 0; c < classes_; ++c)
+            differentiate_column<kKept>(slopes, first, c).store(out + c * stride + first);
+        }
+        return;
+      }
+      // Class by class: classes are far from one another in memory.
+      for (int64_t c = 0; c < classes_; ++c) {
+        for (int64_t first = 0; first < rows_.count; first += V::kLanes) {
+          const V gradient = differentiate_column<kKept>(slopes_of(first), first, c);
+          if constexpr (kStreaming) {
+            gradient.store_streaming(out + c * stride + first);
+          } else {
+            gradient.store(out + c * stride + first);
+          }
         }
       }
     }
 
-    template <bool kKept, bool kStreaming>
-    void differentiate_column(int64_t first, T* out, int64_t stride) {
-      const auto at = [first](const T* numbers) { return V::load(numbers + first); };
-      const V to_statistic = at(rows_.to_statistic) * at(rows_.unit), to_blend = at(rows_.to_blend),
-              shift = at(rows_.shift);
-      const V to_picked = at(rows_.to_picked), upper_share = at(rows_.upper);
-      [[maybe_unused]] const auto counts = at(rows_.counts) != V(0);
-      const Picks picks(rows_.number + first);
-      const T* const x = tile_ + first;
-      V number(0);
-      for (int64_t c = 0; c < classes_; ++c, number += V(1)) {
-        V gradient(0);
-        if constexpr (kReadsRow) {
-          const V found = V::load(x + c * pitch_);
-          const V kept = kKept ? found : Statistic::kept(found - shift, parameter());
-          gradient = Statistic::slope(kept, parameter()) * to_statistic;
-          if constexpr (kBlends) gradient += column_share(first, c) * to_blend;
-          if constexpr (!kKept) gradient *= engine_.cap_slope(found);
-        }
-        if constexpr (kTarget == ClassTarget::kPosition) {
-          gradient += select(picks.lower(number), (V(1) - upper_share) * to_picked, V(0));
-          gradient += select(picks.upper(number), upper_share * to_picked, V(0));
-        } else if constexpr (!kProbabilities) {
-          gradient += select(picks.lower(number), to_picked, V(0));
-        }
-        // Selected, not multiplied: what does not count may hold anything, NaN too.
-        if constexpr (kTarget == ClassTarget::kIndex) gradient = select(counts, gradient, V(0));
-        if constexpr (kStreaming) {
-          gradient.store_streaming(out + c * stride);
-        } else {
-          gradient.store(out + c * stride);
-        }
+    template <bool kKept>
+    FASTLOSS_INLINE V differentiate_column(const Slopes& slopes, int64_t first, int64_t c) const {
+      V gradient(0);
+      if constexpr (kReadsRow) {
+        const V found = V::load(tile_ + c * pitch_ + first);
+        const V kept = kKept ? found : Statistic::kept(found - slopes.shift, parameter());
+        gradient = Statistic::slope(kept, parameter()) * slopes.to_statistic;
+        if constexpr (kBlends) gradient += column_share(first, c) * slopes.to_blend;
+        if constexpr (!kKept) gradient *= engine_.cap_slope(found);
       }
+      const V number{T(c)};
+      if constexpr (kTarget == ClassTarget::kPosition) {
+        gradient += select(slopes.picks.lower(number),
+                           (V(1) - slopes.upper_share) * slopes.to_picked, V(0));
+        gradient += select(slopes.picks.upper(number), slopes.upper_share * slopes.to_picked, V(0));
+      } else if constexpr (!kProbabilities) {
+        gradient += select(slopes.picks.lower(number), slopes.to_picked, V(0));
+      }
+      // Selected, not multiplied: what does not count may hold anything, NaN too.
+      if constexpr (kTarget == ClassTarget::kIndex) return select(slopes.counts, gradient, V(0));
+      return gradient;
     }
 
     // ---- the formula ----
@@ -715,7 +772,7 @@ class Engine {
       for (int64_t r = count; r < all; ++r) {  // lanes beyond the last row
         rows_.counts[r] = rows_.picked[r] = rows_.blend[r] = rows_.shift[r] = T(0);
         rows_.weight[r] = rows_.mass[r] = rows_.slope_sum[r] = T(0);
-        rows_.sum[r] = T(1);
+        rows_.sum[r] = rows_.unit[r] = T(1);
       }
       for (int64_t r = 0; r < all; r += V::kLanes) {
         const auto at = [&](const T* numbers) { return V::load(numbers + r); };
@@ -729,7 +786,8 @@ class Engine {
         total += loss;
         if constexpr (kGradient) {
           if (caps()) result.to_picked *= engine_.cap_slope(sums.picked + sums.shift);
-          select(counts, result.to_statistic * scale, V(0)).store(rows_.to_statistic + r);
+          select(counts, result.to_statistic * scale * at(rows_.unit), V(0))
+              .store(rows_.to_statistic + r);
           select(counts, result.to_picked * scale, V(0)).store(rows_.to_picked + r);
           select(counts, result.to_blend * scale, V(0)).store(rows_.to_blend + r);
         }
