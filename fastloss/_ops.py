@@ -60,19 +60,21 @@ def softmax(
     parameters: Parameters = (),
     *,
     weight: Tensor | None = None,
+    mask: Tensor | None = None,
     reduction: str = "mean",
     avg_factor: float | Tensor | None = None,
 ) -> Tensor:
     """A loss with one number per row of logits.
 
-    ``weight`` has a number per class (per row for positions between classes). It stands for the NaN
-    among ``parameters``, where there is one.
+    ``weight`` has a number per class, or per row for the losses that say so. It stands for the NaN
+    among ``parameters``, where there is one. ``mask`` tells which rows count, for the losses that
+    have one.
     """
     if torch.compiler.is_compiling():
         return torch.ops.fastloss.softmax(
-            loss, input, target, parameters, None, weight, reduction, *_split(avg_factor)
+            loss, input, target, parameters, mask, weight, reduction, *_split(avg_factor)
         )
-    return _C.softmax(loss, input, target, parameters, weight, reduction, avg_factor)
+    return _C.softmax(loss, input, target, parameters, mask, weight, reduction, avg_factor)
 
 
 def linear_cross_entropy(
@@ -342,7 +344,7 @@ _TENSORS = frozenset(
         *("input", "inputs", "target", "targets", "real", "fake"),
         "linear_weight",
         *("boxes1", "boxes2", "boxes", "target_boxes", "target_index"),
-        *("scores", "relevance"),
+        *("scores", "relevance", "log_probs", "risks"),
         *("input1", "input2", "anchor", "positive", "negative", "embeddings", "labels"),
     }
 )

@@ -837,6 +837,32 @@ CHAINS_WITHOUT_TAGS = replace(
 )
 
 
+# ------------------------------------------------------------------------------ sequence objectives
+
+
+def _candidates(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Log-probabilities of candidates (B, K), and risks like 100 less a BLEU."""
+    return {
+        "log_probs": -40 * torch.rand(shape, generator=generator, dtype=torch.float64),
+        "risks": 100 * torch.rand(shape, generator=generator, dtype=torch.float64),
+    }
+
+
+def _degenerate_candidates() -> dict[str, Tensor]:
+    rows = _degenerate_rows()["input"]
+    risks = torch.tensor((0.0, 100.0, -1.0, 50.0), dtype=torch.float64)
+    return {"log_probs": rows, "risks": risks.repeat(len(rows), 1)}
+
+
+CANDIDATES = Family(
+    engine="softmax",
+    build=_candidates,
+    degenerate=_degenerate_candidates,
+    differentiable=("log_probs", "risks"),
+    shape_of=lambda size: (size, 7),
+)
+
+
 # --------------------------------------------------------------------------------------- generation
 
 
@@ -1678,6 +1704,7 @@ CASES: tuple[Case, ...] = (
     Case("crf_loss", "CRF", CHAINS, "CRF", own_module=True),
     Case("crf_loss", "CRF, masked", MASKED_CHAINS, "CRF", variant="mask", own_module=True),
     Case("crf_marginals", "CRF marginals", CHAINS_WITHOUT_TAGS, None),
+    Case("minimum_risk_loss", "Minimum risk", CANDIDATES, "MinimumRiskLoss"),
     Case("lsgan_discriminator_loss", "LSGAN D", REAL_AND_FAKE, "LSGANDiscriminatorLoss"),
     Case(
         "lsgan_discriminator_loss",

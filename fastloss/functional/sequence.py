@@ -6,9 +6,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _ops
-from ._shared import documented
+from ._shared import check_number, documented
 
-__all__ = ["crf_decode", "crf_loss", "crf_marginals"]
+__all__ = ["crf_decode", "crf_loss", "crf_marginals", "minimum_risk_loss"]
 
 
 @documented
@@ -140,3 +140,53 @@ def crf_decode(
         (tensor([[0, 0, 0]]), tensor([3.5000]))
     """
     return _ops.crf_decode(emissions, transitions, start_transitions, end_transitions, mask)
+
+
+@documented
+def minimum_risk_loss(
+    log_probs: Tensor,
+    risks: Tensor,
+    alpha: float = 5e-3,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Minimum risk training: the risk to be expected of a few candidates for each sequence.
+
+    Σ_k q_k risks_k, with q = softmax(α log_probs) over the candidates of a row. As a risk, take
+    what is missing to the best score, such as 100 less the BLEU of a candidate.
+
+    Minimum Risk Training for Neural Machine Translation, 2016, arXiv 1512.02433.
+
+    Args:
+        log_probs: Log-probabilities (B, K) of K candidates for each of B sequences, every one the
+            sum over its tokens; any floating dtype, any strides. -inf makes a candidate count for
+            nothing. There may be any number of leading dimensions.
+        risks: Risk of every candidate, of the same shape, any floating dtype. (Its gradient is
+            computed by plain PyTorch.)
+        alpha: How sharp the distribution over the candidates is, above 0.
+        {reduction}
+        {avg_factor}
+
+    Returns:
+        The loss: shape (B,) for ``"none"``, else a 0-d tensor; float32, or float64 if one of the
+        tensors is. The mean over no sequences is 0, with a gradient of 0.
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> log_probs = torch.tensor([[-10.0, -12.0, -30.0]])
+        >>> F.minimum_risk_loss(log_probs, torch.tensor([[60.0, 40.0, 90.0]]), alpha=0.5)
+        tensor(54.6212)
+    """
+    check_number("minimum_risk_loss", "alpha", alpha, "above 0 and finite")
+    return _ops.softmax(
+        "minimum_risk_loss",
+        log_probs,
+        risks,
+        (alpha,),
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ._base import Loss
 
-__all__ = ["CRF"]
+__all__ = ["CRF", "MinimumRiskLoss"]
 
 
 class CRF(nn.Module):
@@ -106,3 +107,19 @@ class CRF(nn.Module):
         if self.batch_first or not isinstance(tensor, Tensor) or tensor.dim() < 2:
             return tensor
         return tensor.transpose(0, 1)
+
+
+class MinimumRiskLoss(Loss):
+    """Minimum risk training: :func:`fastloss.functional.minimum_risk_loss`."""
+
+    function = staticmethod(functional.minimum_risk_loss)
+    alpha: float
+
+    def __init__(self, alpha: float = 5e-3, reduction: str = "mean") -> None:
+        super().__init__(alpha=alpha, reduction=reduction)
+
+    def forward(
+        self, log_probs: Tensor, risks: Tensor, avg_factor: Tensor | float | None = None
+    ) -> Tensor:
+        """The loss of candidates with these log-probabilities and risks, both (B, K)."""
+        return self.function(log_probs, risks, avg_factor=avg_factor, **self.options())

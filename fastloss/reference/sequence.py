@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._reduce import promote
+from ._reduce import promote, reduce_loss
 
-__all__ = ["crf_decode", "crf_loss", "crf_marginals"]
+__all__ = ["crf_decode", "crf_loss", "crf_marginals", "minimum_risk_loss"]
 
 # ------------------------------------------------------------------- linear-chain random fields
 
@@ -133,3 +133,20 @@ def _later_steps(x: Tensor, counts: Tensor) -> list[tuple[Tensor, Tensor]]:
     Taken apart all at once: each of as many slices would have a gradient of the whole's size.
     """
     return list(zip(x.unbind(1), counts.unsqueeze(2).unbind(1), strict=True))[1:]
+
+
+# -------------------------------------------------------------- objectives for generated sequences
+
+
+def minimum_risk_loss(
+    log_probs: Tensor,
+    risks: Tensor,
+    alpha: float = 5e-3,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``Σ_k softmax(alpha log_probs)_k risks_k``."""
+    log_probs, risks = promote(log_probs, risks)
+    loss = ((alpha * log_probs).softmax(-1) * risks).sum(-1)
+    return reduce_loss(loss, None, reduction, avg_factor)
