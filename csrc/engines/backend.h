@@ -55,6 +55,7 @@ struct LossInfo {
   int ignore_index = -1, smoothing = -1, softcap = -1, class_weight = -1;
   ClassTarget class_target = ClassTarget::kIndex;
   bool classes_last = false;    // the classes are the last dimension, not torch's second one
+  bool is_masked = false;       // `extra` tells which rows count
   bool has_row_weight = false;  // `weight` has a number per row, not per class
   // Of pointwise losses:
   Targets targets = Targets::kNumbers;

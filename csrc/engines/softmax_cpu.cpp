@@ -186,9 +186,11 @@ class Engine {
           std::copy_n(counts, count, rows_.counts);
           index_classes(number);
         }
-        if (weights == nullptr) return fill(rows_.weight, T(1));
-        for (int64_t r = 0; r < count; ++r) rows_.weight[r] = weights[rows_.label[r]];
-        return;
+        if (weights) {
+          for (int64_t r = 0; r < count; ++r) rows_.weight[r] = weights[rows_.label[r]];
+          return;
+        }
+        return read_row_weights();
       }
       if constexpr (kTarget == ClassTarget::kPosition) {
         alignas(64) T position[kMaxRows];
@@ -202,11 +204,13 @@ class Engine {
         if (!in_columns_) index_classes(rows_.number);
       }
       fill(rows_.counts, T(1));
-      fill(rows_.weight, T(1));
-      if (arguments().row_weight) {
-        load_strided(rows_.weight, 1, arguments().row_weight, offset_[kSoftmaxRowWeight],
-                     engine_.row_stride(kSoftmaxRowWeight), count);
-      }
+      read_row_weights();
+    }
+
+    void read_row_weights() {
+      if (!arguments().row_weight) return fill(rows_.weight, T(1));
+      load_strided(rows_.weight, 1, arguments().row_weight, offset_[kSoftmaxRowWeight],
+                   engine_.row_stride(kSoftmaxRowWeight), rows_.count);
     }
 
     // All rows, in whole vectors.

@@ -157,11 +157,11 @@ class Row {
       label_ = static_cast<int64_t>(neighbours.lower);
       upper_share_ = neighbours.upper_share;
       picked_ = interpolate(logit(label_), logit(label_ + 1), upper_share_);
-      if (arguments.row_weight.data != nullptr) {
-        T weight[1];
-        load(weight, arguments.row_weight, Span{offset_[kSoftmaxRowWeight], 1, false});
-        weight_ = weight[0];
-      }
+    }
+    if (arguments.row_weight.data != nullptr) {
+      T weight[1];
+      load(weight, arguments.row_weight, Span{offset_[kSoftmaxRowWeight], 1, false});
+      weight_ = weight[0];
     }
   }
 

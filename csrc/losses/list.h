@@ -14,6 +14,10 @@ constexpr Targets targets_of = [] {
   return Targets::kNumbers;
 }();
 
+// Whether a formula sees one tensor more, and a mask.
+template <class Formula>
+constexpr bool is_of_policy = requires { Formula::kOfPolicy; };
+
 template <class Formula>
 constexpr bool has_range = requires { Formula::kRange; };
 
@@ -44,6 +48,7 @@ struct List {
     if constexpr (requires { Formula::kClassWeight; }) info.class_weight = Formula::kClassWeight;
     if constexpr (requires { Formula::kTarget; }) info.class_target = Formula::kTarget;
     info.classes_last = requires { Formula::kClassesLast; };
+    info.is_masked = requires { Formula::kMasked; };
     info.has_row_weight = requires { Formula::kRowWeight; };
     info.pools_classes = requires { Formula::class_weight(0.0); };
     if constexpr (requires { typename Formula::Voxel; }) {

@@ -317,8 +317,41 @@ struct MinimumRiskLoss {
   }
 };
 
-using SoftmaxLosses = List<CrossEntropy, SmoothedCrossEntropy, ProbabilityCrossEntropy, NLLLoss,
-                           SoftmaxFocalLoss, PolyCrossEntropy, DistributionFocalLoss,
-                           MultiMarginLoss, CrammerSingerLoss, MinimumRiskLoss>;
+// −A ln p_a − β H: what the action a of a policy turned out to be worth (the advantage A, the row's
+// weight), and the policy's entropy H = ln Σ exp x_c − Σ p_c x_c. Williams 1992.
+struct PolicyGradientLoss {
+  static constexpr const char* kName = "policy_gradient_loss";
+  static constexpr int kParameters = 1;  // entropy_coefficient
+  static constexpr const char *kInputName = "logits", *kTargetName = "actions",
+                              *kWeightName = "advantages", *kExtraName = "mask";
+  static constexpr bool kClassesLast = true, kRowWeight = true, kMasked = true;
+  static constexpr bool kWeightedMean = false;
+  static constexpr Moment kMoment = Moment::kLogits;
+  using Statistic = LogSumExp;
+  template <class Row, class T>
+  static FASTLOSS_INLINE auto loss(const Row& row, const T* parameter) {
+    using V = value_type<decltype(row.statistic)>;
+    return row.weight * (row.statistic - row.picked) -
+           V(parameter[0]) * (row.statistic - row.moment);
+  }
+};
+
+// ln p_i.
+struct SelectiveLogSoftmax {
+  static constexpr const char* kName = "selective_log_softmax";
+  static constexpr int kParameters = 0;
+  static constexpr const char *kInputName = "logits", *kTargetName = "index";
+  static constexpr bool kClassesLast = true;
+  using Statistic = LogSumExp;
+  template <class Row, class T>
+  static FASTLOSS_INLINE auto loss(const Row& row, const T* /*parameter*/) {
+    return row.picked - row.statistic;
+  }
+};
+
+using SoftmaxLosses =
+    List<CrossEntropy, SmoothedCrossEntropy, ProbabilityCrossEntropy, NLLLoss, SoftmaxFocalLoss,
+         PolyCrossEntropy, DistributionFocalLoss, MultiMarginLoss, CrammerSingerLoss,
+         MinimumRiskLoss, PolicyGradientLoss, SelectiveLogSoftmax>;
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -132,6 +132,24 @@ Tensor pointwise(std::string_view loss, py::handle input, py::handle target,
                    avg_factor);
 }
 
+Tensor policy(std::string_view loss, py::handle log_probs, py::handle old_log_probs,
+              py::handle advantages, py::handle ref_log_probs, py::handle mask,
+              const py::tuple& parameters, std::string_view normalizer, py::handle reduction,
+              py::handle avg) {
+  static const auto op = find_operator<PolicySignature>("fastloss::policy");
+  const LossInfo& info = info_of(catalogue().pointwise, loss);
+  const Tensor x = tensor(loss, info.input_name, log_probs),
+               old = tensor(loss, info.target_name, old_log_probs),
+               a = tensor(loss, info.extra_name, advantages);
+  const OptionalTensor reference = optional_tensor(loss, "ref_log_probs", ref_log_probs),
+                       m = optional_tensor(loss, "mask", mask);
+  const Numbers p = numbers(loss, parameters);
+  const std::string_view r = string(loss, "reduction", reduction);
+  const auto [avg_tensor, avg_number] = avg_factor(loss, avg);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, old, a, reference, m, p, normalizer, r, avg_tensor, avg_number);
+}
+
 Tensor softmax(std::string_view loss, py::handle input, py::handle target,
                const py::tuple& parameters, py::handle extra, py::handle weight,
                py::handle reduction, py::handle avg_factor) {
@@ -329,6 +347,7 @@ py::dict kernels() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   cpu_backend();  // an impossible FASTLOSS_CPU_ISA is reported at import, not at the first loss
   module.def("pointwise", torch::wrap_pybind_function(pointwise));
+  module.def("policy", torch::wrap_pybind_function(policy));
   module.def("softmax", torch::wrap_pybind_function(softmax));
   module.def("linear_cross_entropy", torch::wrap_pybind_function(linear_cross_entropy));
   module.def("box_pair", torch::wrap_pybind_function(box_pair));

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The engine `softmax` as operators: one number per row of logits.
 #pragma once
+#include <ATen/ops/ne.h>
+#include <ATen/ops/where.h>
+
 #include "torch/labels.h"
 #include "torch/losses.h"
 
@@ -10,6 +13,16 @@ struct SoftmaxEngine {
   static constexpr const char* kForward = "fastloss::softmax_forward";
   static constexpr const char* kReference = "fastloss::softmax_reference";
   static constexpr bool kSecondHasGradient = false;
+
+  // The dtype of the arithmetic and of the loss.
+  static at::ScalarType type_of(const LossInfo& info, const Tensor& input, const Tensor& target,
+                                const Options& options) {
+    // A weight that no mean divides by is one of the loss's own arguments.
+    const bool is_argument = options.weight && info.has_row_weight && !info.weighted_mean;
+    return is_argument && options.weight->scalar_type() == at::kDouble
+               ? at::kDouble
+               : accumulate_type(input, target);
+  }
 
   // Where the classes are: the last dimension, or torch's.
   static int64_t class_dim(const LossInfo& info, int64_t dims) {
@@ -70,6 +83,11 @@ struct SoftmaxEngine {
                           classes, "), got ", options.weight->sym_sizes());
       }
     }
+    if (options.extra && info.is_masked) {
+      check_mask(name, info.extra_name, *options.extra);
+      check_same_device(name, info.extra_name, *options.extra, input_name, input);
+      check_same_shape(name, info.extra_name, *options.extra, target_name, target);
+    }
     check_number(name, "avg_factor", options.avg_factor, input_name, input);
     return info;
   }
@@ -77,14 +95,25 @@ struct SoftmaxEngine {
   static Results allocate(const Tensor& input, const Tensor& target, const Options& options,
                           Needs needs) {
     const LossInfo& info = options.info(catalogue().softmax);
-    const auto loss_options = input.options().dtype(accumulate_type(input, target));
+    const auto loss_options = input.options().dtype(type_of(info, input, target, options));
     return {options.kind() == Reduction::kNone
                 ? at::empty_symint(row_shape(info, input), loss_options)
                 : at::empty({}, loss_options),
             needs[0] ? empty_gradient(input, false) : no_gradient(input), no_gradient(target)};
   }
 
+  static bool has_mask(const LossInfo& info, const Options& options) {
+    return info.is_masked && options.extra;
+  }
+
+  // The labels, where a mask leaves no row out that could hold anything.
+  static Tensor labels(const LossInfo& info, const Tensor& target, const Options& options) {
+    if (!has_mask(info, options)) return target;
+    return at::where(options.extra->ne(0), target.to(at::kLong), kMaskedLabel);
+  }
+
   static IgnoredLabels ignored(const LossInfo& info, const Options& options) {
+    if (has_mask(info, options)) return {true, kMaskedLabel, false};
     if (info.ignore_index < 0) return {};
     return {true, static_cast<int64_t>(options.parameters[static_cast<size_t>(info.ignore_index)]),
             false};
@@ -92,17 +121,18 @@ struct SoftmaxEngine {
 
   static Mean mean(const LossInfo& info, const Tensor& input, const Tensor& target,
                    const Options& options) {
-    const auto type = accumulate_type(input, target);
+    const auto type = type_of(info, input, target, options);
     const int64_t dim = class_dim(info, input.dim());
     const bool class_weighted = options.weight && info.weighted_mean && !info.has_row_weight;
-    const bool every_row_counts_one = info.ignore_index < 0 && !class_weighted;
+    const bool every_row_counts_one =
+        info.ignore_index < 0 && !class_weighted && !has_mask(info, options);
     if (options.kind() != Reduction::kMean || options.has_avg_factor() || every_row_counts_one) {
       Options of_rows = options;
       if (!info.has_row_weight) of_rows.weight.reset();
       return mean_of(info, of_rows, input.select(dim, 0), type, std::nullopt);
     }
-    return {1.0, label_total(options.function, info.target_name, target, ignored(info, options),
-                             input.sym_size(dim) - 1,
+    return {1.0, label_total(options.function, info.target_name, labels(info, target, options),
+                             ignored(info, options), input.sym_size(dim) - 1,
                              class_weighted ? options.weight : std::nullopt, type)};
   }
 
@@ -126,7 +156,7 @@ struct SoftmaxEngine {
     arguments.loss_scale = mean.scale();
     if (!defers_mean(options, input, target)) arguments.gradient_scale = mean.scale();
 
-    Tensor x = input, t = target, row_weight, class_weight;
+    Tensor x = input, t = labels(info, target, options), row_weight, class_weight;
     if (options.weight && info.has_row_weight) {
       row_weight = *options.weight;
     } else if (options.weight) {
@@ -164,7 +194,7 @@ struct SoftmaxEngine {
         results.loss.mutable_data_ptr();
 
     const Launch launch(input);
-    with_label_errors(options.function, info.target_name, target, arguments.ignored,
+    with_label_errors(options.function, info.target_name, t, arguments.ignored,
                       arguments.classes - 1,
                       [&] { launch.backend().softmax(arguments, launch.execution()); });
   }
