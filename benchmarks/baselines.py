@@ -574,6 +574,20 @@ def _crf_decode(emissions: Tensor, mask: Tensor | None = None, **scores: Tensor)
     return torch.tensor([[*row, *[-1] * (steps - len(row))] for row in rows])
 
 
+def _policy_gradient_loss(
+    logits: Tensor,
+    actions: Tensor,
+    advantages: Tensor,
+    entropy_coefficient: float,
+    reduction: str,
+) -> Tensor:
+    """As trainers write it: log-softmax, the chosen ones of it, the entropy of all of it."""
+    log_probs = logits.log_softmax(-1)
+    chosen = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return _reduce(-advantages * chosen - entropy_coefficient * entropy, reduction)
+
+
 # ------------------------------------------------------------------------------------- generation
 
 
@@ -728,6 +742,7 @@ _SAME_FOR_BOTH: dict[str, LossFunction] = {
     "hinge_discriminator_loss": _hinge_discriminator_loss,
     "hinge_generator_loss": _negative_score,
     "batch_hard_triplet_loss": _batch_hard_triplet_loss,
+    "policy_gradient_loss": _policy_gradient_loss,
 }
 # Run eagerly, and given to the compiler.
 _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {

@@ -195,6 +195,13 @@ _WITH_GOALS = (
         _SEGMENTATION,
         Goal(eager=7, compiled=3),
     ),
+    _elements(
+        "policy-gradient",
+        "Policy gradient, 4096 × 32000",
+        "policy_gradient_loss",
+        (4096, 32_000),
+        Goal(eager=20, compiled=6, limit=3),
+    ),
     _elements("lambda", "LambdaLoss, 128 lists of 200", "lambda_loss", (128, 200), Goal(eager=40)),
     _elements(
         "triplet",

@@ -20,6 +20,7 @@ def softmax(
     input: Tensor,
     target: Tensor,
     parameters: Numbers,
+    mask: Tensor | None,
     weight: Tensor | None,
     reduction: str,
     avg_factor: float | Tensor | None,
@@ -63,6 +64,18 @@ def pairs(
     parameters: Numbers,
     mask: Tensor | None,
     reduction: str,
+) -> Tensor: ...
+def policy(
+    loss: str,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    ref_log_probs: Tensor | None,
+    mask: Tensor | None,
+    parameters: Numbers,
+    normalizer: str,
+    reduction: str,
+    avg_factor: float | Tensor | None,
 ) -> Tensor: ...
 def triplet(
     loss: str,

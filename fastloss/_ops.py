@@ -60,19 +60,21 @@ def softmax(
     parameters: Parameters = (),
     *,
     weight: Tensor | None = None,
+    mask: Tensor | None = None,
     reduction: str = "mean",
     avg_factor: float | Tensor | None = None,
 ) -> Tensor:
     """A loss with one number per row of logits.
 
-    ``weight`` has a number per class (per row for positions between classes). It stands for the NaN
-    among ``parameters``, where there is one.
+    ``weight`` has a number per class, or per row for the losses that say so. It stands for the NaN
+    among ``parameters``, where there is one. ``mask`` tells which rows count, for the losses that
+    have one.
     """
     if torch.compiler.is_compiling():
         return torch.ops.fastloss.softmax(
-            loss, input, target, parameters, None, weight, reduction, *_split(avg_factor)
+            loss, input, target, parameters, mask, weight, reduction, *_split(avg_factor)
         )
-    return _C.softmax(loss, input, target, parameters, weight, reduction, avg_factor)
+    return _C.softmax(loss, input, target, parameters, mask, weight, reduction, avg_factor)
 
 
 def linear_cross_entropy(
@@ -226,6 +228,29 @@ def pairs(
     return _C.pairs(loss, scores, relevance, parameters, mask, reduction)
 
 
+def policy(
+    loss: str,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    parameters: Parameters = (),
+    *,
+    mask: Tensor | None,
+    ref_log_probs: Tensor | None = None,
+    normalizer: str = "bnpo",
+    reduction: str = "mean",
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    """A loss of the log-probabilities of tokens.
+
+    What stands in the place of ``old_log_probs`` and ``advantages`` has other names in some losses.
+    """
+    arguments = (loss, log_probs, old_log_probs, advantages, ref_log_probs, mask, parameters)
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.policy(*arguments, normalizer, reduction, *_split(avg_factor))
+    return _C.policy(*arguments, normalizer, reduction, avg_factor)
+
+
 def triplet(
     loss: str,
     anchor: Tensor,
@@ -342,7 +367,8 @@ _TENSORS = frozenset(
         *("input", "inputs", "target", "targets", "real", "fake"),
         "linear_weight",
         *("boxes1", "boxes2", "boxes", "target_boxes", "target_index"),
-        *("scores", "relevance"),
+        *("scores", "relevance", "log_probs", "risks", "logits", "actions", "index"),
+        *("rewards", "baseline", "old_log_probs"),
         *("input1", "input2", "anchor", "positive", "negative", "embeddings", "labels"),
     }
 )
@@ -353,6 +379,7 @@ _NAMED = frozenset(
         *("batch_index", "target_batch_index", "mask"),
         *("activation", "squared_pred", "include_background", "batch"),
         *("classes", "per_image"),
+        *("advantages", "ref_log_probs", "normalizer"),
     }
 )
 
@@ -413,6 +440,18 @@ def _softmax_reference(
     avg_factor: Tensor | None,
     avg_number: float | None,
 ) -> Tensor:
+    if loss == "policy_gradient_loss":
+        return _call_twin(
+            loss,
+            (input, target),
+            parameters,
+            advantages=weight,
+            mask=extra,
+            reduction=reduction,
+            avg_factor=avg_number if avg_factor is None else avg_factor,
+        )
+    if loss == "selective_log_softmax":
+        return _call_twin(loss, (input, target), parameters)
     is_parameter = any(math.isnan(value) for value in parameters)
     return _call_twin(
         loss,
@@ -543,6 +582,50 @@ def _pairs_reference(
     return _call_twin(loss, (scores, relevance), given, mask=extra, **reduces)
 
 
+def _policy_reference(
+    loss: str,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    ref_log_probs: Tensor | None,
+    mask: Tensor | None,
+    parameters: list[float],
+    normalizer: str,
+    reduction: str,
+    avg_factor: Tensor | None,
+    avg_number: float | None,
+) -> Tensor:
+    from fastloss import reference
+
+    floats = dict(zip(_twin(loss).floats, parameters, strict=True))
+    avg = avg_number if avg_factor is None else avg_factor
+    if loss == "self_critical_loss":
+        return reference.self_critical_loss(
+            log_probs, advantages, old_log_probs, mask, reduction, avg_factor=avg
+        )
+    if loss == "ppo_loss":
+        return reference.ppo_loss(
+            log_probs,
+            old_log_probs,
+            advantages,
+            mask,
+            reduction=reduction,
+            avg_factor=avg,
+            **floats,
+        )
+    return reference.grpo_loss(
+        log_probs,
+        old_log_probs,
+        advantages,
+        mask,
+        ref_log_probs=ref_log_probs,
+        normalizer=normalizer,
+        reduction=reduction,
+        avg_factor=avg,
+        **floats,
+    )
+
+
 def _triplet_reference(
     loss: str,
     anchor: Tensor,
@@ -575,6 +658,7 @@ def _reference_itself(name: str) -> Callable[..., Any]:
 _library = torch.library.Library("fastloss", "IMPL")
 for _engine, _function in {
     "pointwise": _two_tensors_reference,
+    "policy": _policy_reference,
     "softmax": _softmax_reference,
     "linear_cross_entropy": _linear_cross_entropy_reference,
     "box_pair": _two_tensors_reference,

@@ -837,6 +837,196 @@ CHAINS_WITHOUT_TAGS = replace(
 )
 
 
+# ------------------------------------------------------------------------------ sequence objectives
+
+
+def _candidates(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Log-probabilities of candidates (B, K), and risks like 100 less a BLEU."""
+    return {
+        "log_probs": -40 * torch.rand(shape, generator=generator, dtype=torch.float64),
+        "risks": 100 * torch.rand(shape, generator=generator, dtype=torch.float64),
+    }
+
+
+def _degenerate_candidates() -> dict[str, Tensor]:
+    rows = _degenerate_rows()["input"]
+    risks = torch.tensor((0.0, 100.0, -1.0, 50.0), dtype=torch.float64)
+    return {"log_probs": rows, "risks": risks.repeat(len(rows), 1)}
+
+
+CANDIDATES = Family(
+    engine="softmax",
+    build=_candidates,
+    degenerate=_degenerate_candidates,
+    differentiable=("log_probs",),
+    shape_of=lambda size: (size, 7),
+)
+
+
+def _counting(shape: Shape, generator: Generator) -> Tensor:
+    """A mask: some do not count, and nothing of the second row does."""
+    rows = torch.arange(shape[0]).view(-1, *(1 for _ in shape[1:]))
+    return (torch.rand(shape, generator=generator) < 0.7) & (rows != 1)
+
+
+def _advantages(shape: Shape, generator: Generator) -> Tensor:
+    """Most of them above 0, so that their mean is not lost among them."""
+    return 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 0.4
+
+
+def _steps(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Logits (..., V), actions, and what they were worth."""
+    *rows, actions = shape
+    return {
+        "logits": _logits(shape, generator),
+        "actions": torch.randint(actions, rows, generator=generator),
+        "advantages": _advantages(tuple(rows), generator),
+    }
+
+
+def _masked_steps(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Some do not count."""
+    return {**_steps(shape, generator), "mask": _counting(shape[:-1], generator)}
+
+
+def _degenerate_steps() -> dict[str, Tensor]:
+    rows = _degenerate_rows()
+    count = len(rows["target"])
+    advantages = torch.tensor((1.0, -1.0, 0.0, 100.0), dtype=torch.float64)
+    return {
+        "logits": rows["input"],
+        "actions": rows["target"].clamp(min=0),
+        "advantages": advantages.repeat(count // 4 + 1)[:count],
+    }
+
+
+def _degenerate_masked_steps() -> dict[str, Tensor]:
+    result = _degenerate_steps()
+    return {**result, "mask": torch.arange(len(result["actions"])) % 5 != 0}
+
+
+STEPS = Family(
+    engine="softmax",
+    build=_steps,
+    degenerate=_degenerate_steps,
+    differentiable=("logits",),
+    shape_of=ROWS.shape_of,
+    integers=("actions",),
+)
+MASKED_STEPS = replace(STEPS, build=_masked_steps, degenerate=_degenerate_masked_steps)
+
+
+def _chosen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"logits": tensors["logits"], "index": tensors["actions"]}
+
+
+CHOSEN = Family(
+    engine="softmax",
+    build=lambda shape, generator: _chosen(_steps(shape, generator)),
+    degenerate=lambda: _chosen(_degenerate_steps()),
+    differentiable=("logits",),
+    shape_of=ROWS.shape_of,
+    integers=("index",),
+    element_wise=False,  # as far as the tests go, which give a reduction
+    reduces=False,
+)
+
+
+def _drawn_tokens(shape: Shape, generator: Generator, *names: str) -> dict[str, Tensor]:
+    """Log-probabilities of tokens (B, T) under policies that are not far from each other."""
+    first = -3 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    noise = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in names]
+    others = {name: first + 0.3 * moved for name, moved in zip(names, noise, strict=True)}
+    return {"log_probs": first, **others}
+
+
+def _rewarded_tokens(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Rewards per sequence, a baseline per token."""
+    return {
+        **_drawn_tokens(shape, generator),
+        "rewards": 1 + torch.rand(shape[:-1], generator=generator, dtype=torch.float64),
+        "baseline": torch.rand(shape, generator=generator, dtype=torch.float64),
+        "mask": _counting(shape, generator),
+    }
+
+
+def _tokens_with_advantages(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Advantages per token; all count."""
+    return {
+        **_drawn_tokens(shape, generator, "old_log_probs"),
+        "advantages": _advantages(shape, generator),
+    }
+
+
+def _tokens_of_groups(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Advantages per sequence, a mask and a reference policy."""
+    tokens = _drawn_tokens(shape, generator, "old_log_probs", "ref_log_probs")
+    return {
+        "log_probs": tokens["log_probs"],
+        "old_log_probs": tokens["old_log_probs"],
+        "advantages": _advantages(shape[:-1], generator),
+        "mask": _counting(shape, generator),
+        "ref_log_probs": tokens["ref_log_probs"],
+    }
+
+
+def _degenerate_tokens() -> dict[str, Tensor]:
+    """Probabilities of nearly 0 and of 1, now and then, with every kind of advantage."""
+    numbers = torch.tensor((0.0, -(2.0**-14), -1.0, -17.0, -104.0, -1e4), dtype=torch.float64)
+    now, then = torch.cartesian_prod(numbers, numbers).unbind(1)
+    advantages = torch.tensor((1.0, -1.0, 0.0, 100.0), dtype=torch.float64)
+    return {
+        "log_probs": now.repeat(4, 1),
+        "old_log_probs": then.repeat(4, 1),
+        "ref_log_probs": then.flip(0).repeat(4, 1),
+        "advantages": advantages,
+        "mask": torch.arange(4 * len(now)).view(4, -1) % 7 != 0,
+    }
+
+
+def _degenerate_rewards() -> dict[str, Tensor]:
+    tokens = _degenerate_tokens()
+    names = ("log_probs", "advantages", "mask")
+    log_probs, rewards, mask = (tokens[name] for name in names)
+    return {
+        "log_probs": log_probs,
+        "rewards": rewards,
+        "baseline": torch.zeros_like(log_probs),
+        "mask": mask,
+    }
+
+
+def _degenerate_advantages() -> dict[str, Tensor]:
+    tokens = _degenerate_tokens()
+    advantages = tokens["advantages"][:, None].expand_as(tokens["log_probs"]).contiguous()
+    return {
+        "log_probs": tokens["log_probs"],
+        "old_log_probs": tokens["old_log_probs"],
+        "advantages": advantages,
+    }
+
+
+REWARDED_TOKENS = Family(
+    engine="pointwise",
+    build=_rewarded_tokens,
+    degenerate=_degenerate_rewards,
+    differentiable=("log_probs",),
+    shape_of=BINARY.shape_of,
+    element_wise=False,
+)
+TOKENS_WITH_ADVANTAGES = replace(
+    REWARDED_TOKENS,
+    build=_tokens_with_advantages,
+    degenerate=_degenerate_advantages,
+    element_wise=True,
+)
+TOKENS_OF_GROUPS = replace(
+    REWARDED_TOKENS,
+    build=_tokens_of_groups,
+    degenerate=_degenerate_tokens,
+)
+
+
 # --------------------------------------------------------------------------------------- generation
 
 
@@ -1678,6 +1868,26 @@ CASES: tuple[Case, ...] = (
     Case("crf_loss", "CRF", CHAINS, "CRF", own_module=True),
     Case("crf_loss", "CRF, masked", MASKED_CHAINS, "CRF", variant="mask", own_module=True),
     Case("crf_marginals", "CRF marginals", CHAINS_WITHOUT_TAGS, None),
+    Case("minimum_risk_loss", "Minimum risk", CANDIDATES, "MinimumRiskLoss"),
+    Case(
+        "policy_gradient_loss",
+        "Policy gradient",
+        STEPS,
+        "PolicyGradientLoss",
+        options={"entropy_coefficient": 0.01},
+    ),
+    Case(
+        "policy_gradient_loss",
+        "Policy gradient, masked",
+        MASKED_STEPS,
+        "PolicyGradientLoss",
+        variant="mask",
+        options={"entropy_coefficient": 0.5},
+    ),
+    Case("selective_log_softmax", "Selective log-softmax", CHOSEN, None),
+    Case("self_critical_loss", "Self-critical", REWARDED_TOKENS, "SelfCriticalLoss"),
+    Case("ppo_loss", "PPO", TOKENS_WITH_ADVANTAGES, "PPOLoss"),
+    Case("grpo_loss", "GRPO", TOKENS_OF_GROUPS, "GRPOLoss", options={"beta": 0.04}),
     Case("lsgan_discriminator_loss", "LSGAN D", REAL_AND_FAKE, "LSGANDiscriminatorLoss"),
     Case(
         "lsgan_discriminator_loss",

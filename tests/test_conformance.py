@@ -59,6 +59,7 @@ def test_every_module_has_a_row_and_every_loss_function_a_module() -> None:
     assert {case.function for case in CASES if case.module is None} == {
         "pairwise_box_iou",
         "crf_marginals",
+        "selective_log_softmax",
     }
 
 
@@ -72,7 +73,7 @@ def test_modules_call_the_function_of_their_row() -> None:
 
 ABBREVIATIONS = {
     **{word.lower(): word for word in ("IoU", "MSE", "RMSE", "L1", "NLL", "LSGAN")},
-    **{word.lower(): word for word in ("NDCG", "MLE", "RankNet")},
+    **{word.lower(): word for word in ("NDCG", "MLE", "RankNet", "PPO", "GRPO")},
 }
 SPELLED_AS_ELSEWHERE = {
     "BinaryCrossEntropy": "BCELoss",
@@ -213,6 +214,7 @@ PAPERS_NOT_NEEDED = {
     "multi_margin_loss",
     "margin_ranking_loss",
     "crammer_singer_loss",
+    "selective_log_softmax",
 }
 
 

@@ -185,6 +185,8 @@ def test_nan_shows_in_the_reduced_loss(case: Case, device: str) -> None:
         arguments[case.prediction][4] = torch.nan
         if case.family.ignored is not None:
             arguments[case.family.integers[0]][4] = 0
+        if "mask" in arguments:
+            arguments["mask"][4] = True
     for reduction in ("mean", "sum"):
         assert case.loss(arguments, reduction=reduction).isnan()
 

@@ -7,7 +7,7 @@
 namespace fastloss {
 
 constexpr int kMaxDims = 8;
-constexpr int kMaxOperands = 8;
+constexpr int kMaxOperands = 9;
 
 // Dimension 0 is the fastest. Strides are in elements; an absent or expanded operand has stride 0.
 struct Layout {

@@ -54,12 +54,16 @@ struct LossInfo {
   // weight is a tensor.
   int ignore_index = -1, smoothing = -1, softcap = -1, class_weight = -1;
   ClassTarget class_target = ClassTarget::kIndex;
+  bool classes_last = false;    // the classes are the last dimension, not torch's second one
+  bool is_masked = false;       // `extra` tells which rows count
+  bool has_row_weight = false;  // `weight` has a number per row, not per class
   // Of pointwise losses:
   Targets targets = Targets::kNumbers;
   bool has_range = false;  // whether an input outside [lowest, highest] is an error
   double lowest = 0, highest = 0;
-  // What the loss calls its arguments.
-  const char *input_name = "input", *target_name = "target", *extra_name = "pos_weight";
+  // What the loss calls its arguments (of the engines pointwise and softmax).
+  const char *input_name = "input", *target_name = "target", *extra_name = "pos_weight",
+             *weight_name = "weight";
   double of_nothing = 0.0;  // what there is without any element: 0, but for a metric
   // Of region losses:
   bool pools_classes = false;      // one loss for all classes together

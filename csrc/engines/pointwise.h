@@ -12,6 +12,8 @@ enum PointwiseOperand {
   kPointwiseTarget,
   kPointwiseWeight,
   kPointwisePosWeight,
+  kPointwiseReference,
+  kPointwiseMask,
   kPointwiseInputGradient,
   kPointwiseTargetGradient,
   kPointwiseValues,  // the unreduced loss
@@ -38,6 +40,9 @@ struct PointwiseArguments {
   double parameters[kMaxParameters] = {};
   Layout layout;
   Input input, target, weight, pos_weight;  // target: null for Targets::kNone
+  // Of the losses of policies: one more tensor of numbers, or null; and which elements count (those
+  // where it is not 0), or null.
+  Input reference, mask;
   TargetKind target_kind = TargetKind::kDense;
   int64_t classes = 0;
   Output input_gradient,

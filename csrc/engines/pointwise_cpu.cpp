@@ -22,6 +22,7 @@ struct Block {
   const T* target;
   const T* weight;
   const T* pos_weight;
+  const T* reference;
   const T* counts;  // 0 where the element does not count; null: all do
   bool* outside;    // set where an input is out of the formula's range
   T* input_gradient;
@@ -54,7 +55,14 @@ template <class Formula, class T, Gradients kGradients>
     const auto x = variable<kInputSeed, kGradients != Gradients::kNone>(input);
     const auto t = target_at(i);
     const V pos_weight = block.pos_weight ? V::load(block.pos_weight + i) : V(1);
-    const auto result = Formula::loss(x, t, pos_weight, parameter);
+    const auto result = [&] {
+      if constexpr (is_of_policy<Formula>) {
+        const V reference = block.reference ? V::load(block.reference + i) : V(0);
+        return Formula::loss(x, t, pos_weight, reference, parameter);
+      } else {
+        return Formula::loss(x, t, pos_weight, parameter);
+      }
+    }();
     V value = detach(result);
     V scale(gradient_scale);
     if (block.weight) {
@@ -96,17 +104,19 @@ T run_block(const Block<T>& block, int64_t count, const T* parameter, T gradient
       run_whole<Formula, T, kGradients>(block, whole, parameter, gradient_scale, streaming);
   if (rest == 0) return sum.sum();
   T input[kLanes] = {}, target[kLanes] = {}, weight[kLanes] = {}, pos_weight[kLanes] = {},
-    counts[kLanes] = {};
+    reference[kLanes] = {}, counts[kLanes] = {};
   T input_gradient[kLanes], target_gradient[kLanes], values[kLanes];
   copy(input, block.input + whole, rest);
   if (block.target) copy(target, block.target + whole, rest);
   if (block.weight) copy(weight, block.weight + whole, rest);
   if (block.pos_weight) copy(pos_weight, block.pos_weight + whole, rest);
+  if (is_of_policy<Formula> && block.reference) copy(reference, block.reference + whole, rest);
   copy_or_ones(counts, block.counts ? block.counts + whole : nullptr, rest);
   const Block<T> padded{.input = input,
                         .target = target,
                         .weight = block.weight ? weight : nullptr,
                         .pos_weight = block.pos_weight ? pos_weight : nullptr,
+                        .reference = block.reference ? reference : nullptr,
                         .counts = counts,
                         .outside = block.outside,
                         .input_gradient = input_gradient,
@@ -126,6 +136,7 @@ struct Stage {
   alignas(64) T target[kBlock];
   alignas(64) T weight[kBlock];
   alignas(64) T pos_weight[kBlock];
+  alignas(64) T reference[kBlock];
   alignas(64) T counts[kBlock];
   alignas(64) T input_gradient[kBlock];
   alignas(64) T target_gradient[kBlock];
@@ -226,7 +237,7 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
           const int64_t end = begin + kBlock < chunk_end ? begin + kBlock : chunk_end;
           Block<T> block;
           block.input = read(stage.input, layout, kPointwiseInput, arguments.input, begin, end);
-          block.counts = nullptr;
+          block.reference = block.counts = nullptr;
           block.outside = &outside;
           if (arguments.target_kind == TargetKind::kClassIndex) {
             block.target = stage.target;
@@ -235,6 +246,11 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
           } else {
             block.target =
                 read(stage.target, layout, kPointwiseTarget, arguments.target, begin, end);
+          }
+          if constexpr (is_of_policy<Formula>) {
+            block.reference =
+                read(stage.reference, layout, kPointwiseReference, arguments.reference, begin, end);
+            block.counts = read(stage.counts, layout, kPointwiseMask, arguments.mask, begin, end);
           }
           block.weight = read(stage.weight, layout, kPointwiseWeight, arguments.weight, begin, end);
           block.pos_weight =

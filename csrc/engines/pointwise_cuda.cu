@@ -25,6 +25,13 @@ FASTLOSS_DEVICE_INLINE bool expand_label(T (&targets)[kWidth], const PointwiseAr
   return label >= 0;
 }
 
+// Not 0 where the elements count. Of a mask, single elements are read.
+template <class T, int kWidth>
+FASTLOSS_DEVICE_INLINE void load_mask(T (&counts)[kWidth], const Input& mask, const Span& span) {
+  for (int i = 0; i < kWidth; ++i)
+    counts[i] = load_integer(mask, span.offset + i * span.stride) != 0 ? T(1) : T(0);
+}
+
 // kWidth elements a thread at a time: one pack of each operand, or single elements of any layout.
 template <class Formula, class T, Gradients kGradients, int kWidth>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
@@ -48,8 +55,9 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     };
 
     T x[kWidth], t[kWidth] = {}, weight[kWidth], pos_weight[kWidth];
-    bool counts = true;
-    for (int i = 0; i < kWidth; ++i) weight[i] = pos_weight[i] = T(1);
+    T reference[kWidth] = {}, mask[kWidth];  // of policies
+    bool row_counts = true;
+    for (int i = 0; i < kWidth; ++i) weight[i] = pos_weight[i] = mask[i] = T(1);
     load(x, arguments.input, span_of(kPointwiseInput));
     if constexpr (has_range<Formula>) {
       for (int i = 0; i < kWidth; ++i) {
@@ -59,8 +67,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     }
     if constexpr (targets_of<Formula> != Targets::kNone) {
       if (arguments.target_kind == TargetKind::kClassIndex) {
-        counts = expand_label(t, arguments, position,
-                              load_integer(arguments.target, offsets[kPointwiseTarget]));
+        row_counts = expand_label(t, arguments, position,
+                                  load_integer(arguments.target, offsets[kPointwiseTarget]));
       } else {
         load(t, arguments.target, span_of(kPointwiseTarget));
       }
@@ -68,14 +76,26 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     if (arguments.weight.data) load(weight, arguments.weight, span_of(kPointwiseWeight));
     if (arguments.pos_weight.data)
       load(pos_weight, arguments.pos_weight, span_of(kPointwisePosWeight));
+    if constexpr (is_of_policy<Formula>) {
+      if (arguments.reference.data)
+        load(reference, arguments.reference, span_of(kPointwiseReference));
+      if (arguments.mask.data) load_mask(mask, arguments.mask, span_of(kPointwiseMask));
+    }
 
     T values[kWidth], input_gradient[kWidth], target_gradient[kWidth];
     for (int i = 0; i < kWidth; ++i) {
       constexpr bool kTargetVaries =
           kGradients == Gradients::kInputAndTarget && targets_of<Formula> != Targets::kNone;
-      const auto result =
-          Formula::loss(variable<kInputSeed, kGradients != Gradients::kNone>(x[i]),
-                        variable<kTargetSeed, kTargetVaries>(t[i]), pos_weight[i], parameter);
+      const auto input = variable<kInputSeed, kGradients != Gradients::kNone>(x[i]);
+      const auto target = variable<kTargetSeed, kTargetVaries>(t[i]);
+      const auto result = [&] {
+        if constexpr (is_of_policy<Formula>) {
+          return Formula::loss(input, target, pos_weight[i], reference[i], parameter);
+        } else {
+          return Formula::loss(input, target, pos_weight[i], parameter);
+        }
+      }();
+      const bool counts = row_counts && mask[i] != T(0);
       // Selected, not multiplied: what does not count may hold anything, NaN too.
       values[i] = counts ? detach(result) * weight[i] : T(0);
       input_gradient[i] =
@@ -124,6 +144,8 @@ bool all_packed(const PointwiseArguments& arguments) {
   return packed_target && packed(kPointwiseInput, arguments.input) &&
          packed(kPointwiseWeight, arguments.weight) &&
          packed(kPointwisePosWeight, arguments.pos_weight) &&
+         packed(kPointwiseReference, arguments.reference) &&
+         (arguments.mask.data == nullptr || arguments.layout.stride[kPointwiseMask][0] == 1) &&
          packed(kPointwiseInputGradient, arguments.input_gradient) &&
          packed(kPointwiseTargetGradient, arguments.target_gradient) &&
          packed(kPointwiseValues, Output{arguments.loss_output.values, dtype_of<T>});

@@ -43,12 +43,14 @@ struct Rows {
   alignas(64) T blend[kMaxRows];
   alignas(64) T mass[kMaxRows];
   alignas(64) T unit[kMaxRows];  // what is kept of a logit, times this, is relative to the shift
+  alignas(64) T moment[kMaxRows];
 
   alignas(64) T loss[kMaxRows];
   // What each kind of slope is multiplied with to give the gradient.
   alignas(64) T to_statistic[kMaxRows];
   alignas(64) T to_picked[kMaxRows];
   alignas(64) T to_blend[kMaxRows];
+  alignas(64) T to_moment[kMaxRows];
 };
 
 template <class Formula, class T, bool kGradient>
@@ -61,7 +63,9 @@ class Engine {
   static constexpr bool kBlends = blends_classes<Formula>;
   // Whether what is needed of the logits are their exponentials, and the label's.
   static constexpr bool kTakesExponentials =
-      std::is_same_v<Statistic, LogSumExp> && !kProbabilities && !kBlends;
+      std::is_same_v<Statistic, LogSumExp> && !kProbabilities && !kBlends && !has_moment<Formula>;
+  static constexpr bool kShares = has_shares<Formula>;
+  static constexpr bool kMoment = has_moment<Formula>;
 
  public:
   Engine(const SoftmaxArguments& arguments, const Execution& execution)
@@ -186,9 +190,11 @@ class Engine {
           std::copy_n(counts, count, rows_.counts);
           index_classes(number);
         }
-        if (weights == nullptr) return fill(rows_.weight, T(1));
-        for (int64_t r = 0; r < count; ++r) rows_.weight[r] = weights[rows_.label[r]];
-        return;
+        if (weights) {
+          for (int64_t r = 0; r < count; ++r) rows_.weight[r] = weights[rows_.label[r]];
+          return;
+        }
+        return read_row_weights();
       }
       if constexpr (kTarget == ClassTarget::kPosition) {
         alignas(64) T position[kMaxRows];
@@ -202,11 +208,13 @@ class Engine {
         if (!in_columns_) index_classes(rows_.number);
       }
       fill(rows_.counts, T(1));
-      fill(rows_.weight, T(1));
-      if (arguments().row_weight) {
-        load_strided(rows_.weight, 1, arguments().row_weight, offset_[kSoftmaxRowWeight],
-                     engine_.row_stride(kSoftmaxRowWeight), count);
-      }
+      read_row_weights();
+    }
+
+    void read_row_weights() {
+      if (!arguments().row_weight) return fill(rows_.weight, T(1));
+      load_strided(rows_.weight, 1, arguments().row_weight, offset_[kSoftmaxRowWeight],
+                   engine_.row_stride(kSoftmaxRowWeight), rows_.count);
     }
 
     // All rows, in whole vectors.
@@ -287,7 +295,10 @@ class Engine {
       if (whole < count) visit(whole, load_some(numbers + whole, count - whole, padding));
     }
 
-    bool keeps() const { return classes_ <= kTile && !caps(); }
+    // Whether what is kept of the logits waits in the tile: the gradient needs nothing else of
+    // them.
+    bool keeps() const { return classes_ <= kTile && !recomputes(); }
+    bool recomputes() const { return kMoment || caps(); }
 
     // Logits of a row as consecutive numbers: where they lie, or staged.
     const T* logits(int64_t row, int64_t begin, int64_t count, T* stage) const {
@@ -357,7 +368,7 @@ class Engine {
         if (is_read[r]) continue;
         Sums sums;
         if (kReadsRow) {
-          const T* q = kBlends ? shares(r, 0, classes_, share_stage(r)) : nullptr;
+          const T* q = kShares ? shares(r, 0, classes_, share_stage(r)) : nullptr;
           sums = add_up(x[r], classes_, rows_.shift[r], q, keeps() ? tile_ + r * pitch_ : nullptr,
                         ahead);
         }
@@ -370,16 +381,20 @@ class Engine {
     void read_wide_row() {
       if (rows_.counts[0] == T(0)) return store_sums(0, {});
       T highest = kNone<T>, shift = Statistic::kShiftIsPicked ? pick(0) : T(0);
-      double sum = 0.0, slope_sum = 0.0, blend = 0.0, mass = 0.0;
+      double sum = 0.0, slope_sum = 0.0, blend = 0.0, mass = 0.0, moment = 0.0;
       for (int64_t begin = 0; begin < classes_ && kReadsRow; begin += kTile) {
         const int64_t count = std::min(kTile, classes_ - begin);
-        const T* q = kBlends ? shares(0, begin, count, share_stage(0)) : nullptr;
+        const T* q = kShares ? shares(0, begin, count, share_stage(0)) : nullptr;
         const T* x = logits(0, begin, count, tile_);
         if constexpr (!Statistic::kShiftIsPicked) {
           const T found = peak(x, count);
           if (found > highest) {
-            // Before the first there is nothing to scale yet.
-            if (highest != kNone<T>) sum *= double(Statistic::rescale(V(found - shift))[0]);
+            if (highest != kNone<T>) {  // before the first there is nothing to scale yet
+              const double rescale(Statistic::rescale(V(found - shift), parameter())[0]);
+              if constexpr (kMoment)
+                moment = raised_moment<Formula>(moment, sum, double(found - shift), rescale);
+              sum *= rescale;
+            }
             blend += (double(shift) - double(found)) * mass;
             highest = shift = found;
           }
@@ -389,9 +404,10 @@ class Engine {
         slope_sum += double(sums.slope_sum);
         blend += double(sums.blend);
         mass += double(sums.mass);
+        moment += double(sums.moment);
       }
       rows_.shift[0] = shift;
-      store_sums(0, {T(sum), T(slope_sum), T(blend), T(mass)});
+      store_sums(0, {T(sum), T(slope_sum), T(blend), T(mass), T(moment)});
     }
 
     static T peak(const T* x, int64_t count) {
@@ -402,13 +418,13 @@ class Engine {
     }
 
     struct Sums {
-      T sum = T(1), slope_sum = T(0), blend = T(0), mass = T(0);
+      T sum = T(1), slope_sum = T(0), blend = T(0), mass = T(0), moment = T(0);
     };
 
     // The sums over `count` classes; keeps what is kept of them where `kept` is not null. `ahead`
     // elements behind them are fetched meanwhile.
     Sums add_up(const T* x, int64_t count, T shift, const T* q, T* kept, int64_t ahead) const {
-      V sum(0), slope_sum(0), blend(0), mass(0);
+      V sum(0), slope_sum(0), blend(0), mass(0), moment(0);
       if constexpr (kBlends) {  // first: what is kept may take the place of x
         for_each_vector(x, count, shift, [&](int64_t i, V v) {
           const V share = share_vector(q, i, count);
@@ -422,8 +438,10 @@ class Engine {
         if (kept) k.store(kept + i);
         sum += Statistic::term(k, parameter());
         if constexpr (Statistic::kShiftIsPicked) slope_sum += Statistic::slope(k, parameter());
+        if constexpr (kMoment)
+          moment += k * moment_term<Formula>(v - V(shift), share_of(q, i, count));
       });
-      return {sum.sum(), slope_sum.sum(), blend.sum(), mass.sum()};
+      return {sum.sum(), slope_sum.sum(), blend.sum(), mass.sum(), moment.sum()};
     }
 
     void store_sums(int64_t row, const Sums& sums) {
@@ -432,6 +450,7 @@ class Engine {
       rows_.blend[row] = sums.blend;
       rows_.mass[row] = sums.mass;
       rows_.unit[row] = T(1);
+      rows_.moment[row] = sums.moment;
       const bool counts = rows_.counts[row] != T(0);
       if (!counts) rows_.shift[row] = T(0);
       // By now the row is in a cache.
@@ -443,6 +462,12 @@ class Engine {
       if (begin + V::kLanes <= end) return q ? V::load(q + begin) : V(1);
       if (q) return load_some(q + begin, end - begin);
       return select(lane_numbers<T>() < V(T(end - begin)), V(1), V(0));
+    }
+
+    // The same, where there are any.
+    static FASTLOSS_INLINE V share_of(const T* q, int64_t begin, int64_t end) {
+      if constexpr (kShares) return share_vector(q, begin, end);
+      return V(0);
     }
 
     void write_row(int64_t row) {
@@ -473,16 +498,18 @@ class Engine {
     // The gradient of `count` classes from `begin` on, in whole vectors.
     void differentiate(int64_t row, int64_t begin, int64_t count, T* out, bool streaming) const {
       const V to_statistic(rows_.to_statistic[row]), to_blend(rows_.to_blend[row]),
-          shift(rows_.shift[row]);
+          to_moment(rows_.to_moment[row]), shift(rows_.shift[row]);
       T* const stage = tile_ + row * pitch_;
       const T* q = nullptr;
-      if constexpr (kBlends) {
+      if constexpr (kShares) {
         q = kProbabilities && keeps() ? share_stage(row)  // still there
                                       : shares(row, begin, count, share_stage(row));
       }
       const auto emit = [&](int64_t i, V kept, V x) {
-        V gradient = Statistic::slope(kept, parameter()) * to_statistic;
-        if constexpr (kBlends) gradient += share_vector(q, i, count) * to_blend;
+        const V share = share_of(q, i, count);
+        V gradient = Statistic::slope(kept, parameter()) *
+                     slope_factor<Formula>(to_statistic, to_moment, x - shift, share);
+        if constexpr (kBlends) gradient += share * to_blend;
         if (caps()) gradient *= engine_.cap_slope(x);
         add_picked(row, [&](int64_t label, T slope) {
           const int64_t lane = label - begin - i;
@@ -572,7 +599,7 @@ class Engine {
             T(0);
       }
       for (int64_t r = 0; r < all; r += V::kLanes) {
-        if (caps()) {
+        if (recomputes()) {
           add_column<false>(r, ahead);
         } else {
           add_column<true>(r, ahead);
@@ -590,8 +617,7 @@ class Engine {
       Mask<T> upper(V c) const { return c == label + V(1); }
     };
 
-    // A vector of rows, from its first row on. Of capped logits nothing is kept: they are needed
-    // again.
+    // A vector of rows, from its first row on. Where the logits are needed again, nothing is kept.
     template <bool kKeeps>
     void add_column(int64_t first, const ClassAhead& ahead) {
       T* const x = tile_ + first;
@@ -619,7 +645,7 @@ class Engine {
       } else if constexpr (kReadsRow) {
         shift = select(peak == V(kNone<T>), V(0), peak);
       }
-      V sum(0), slope_sum(0), blend(0), mass(0);
+      V sum(0), slope_sum(0), blend(0), mass(0), moment(0);
       if constexpr (kReadsRow) {
         for (int64_t c = 0; c < classes_; ++c) {
           ahead.ask(c, first);
@@ -633,6 +659,8 @@ class Engine {
             blend += share * relative;
             mass += share;
           }
+          if constexpr (kMoment)
+            moment += kept * moment_term<Formula>(relative, column_share(first, c));
         }
       }
       shift.store(rows_.shift + first);
@@ -641,6 +669,7 @@ class Engine {
       (kProbabilities ? V(0) : picked - shift).store(rows_.picked + first);
       blend.store(rows_.blend + first);
       mass.store(rows_.mass + first);
+      moment.store(rows_.moment + first);
       V(1).store(rows_.unit + first);
     }
 
@@ -665,7 +694,7 @@ class Engine {
       log(picked).store(rows_.shift + first);
       unit.store(rows_.unit + first);
       (sum * unit).store(rows_.sum + first);
-      for (T* zeros : {rows_.slope_sum, rows_.picked, rows_.blend, rows_.mass})
+      for (T* zeros : {rows_.slope_sum, rows_.picked, rows_.blend, rows_.mass, rows_.moment})
         V(0).store(zeros + first);
     }
 
@@ -675,7 +704,7 @@ class Engine {
     }
 
     void write_columns(int64_t begin) {
-      if (caps()) {
+      if (recomputes()) {
         write_columns<false>(begin);
       } else {
         write_columns<true>(begin);
@@ -700,19 +729,16 @@ class Engine {
 
     // What the gradients of a vector of rows are made of.
     struct Slopes {
-      V to_statistic, to_blend, to_picked, upper_share, shift;
+      V to_statistic, to_blend, to_moment, to_picked, upper_share, shift;
       Mask<T> counts;
       Picks picks;
     };
     Slopes slopes_of(int64_t first) const {
       const auto at = [first](const T* numbers) { return V::load(numbers + first); };
-      return {at(rows_.to_statistic),
-              at(rows_.to_blend),
-              at(rows_.to_picked),
-              at(rows_.upper),
-              at(rows_.shift),
-              at(rows_.counts) != V(0),
-              Picks(rows_.number + first)};
+      return {at(rows_.to_statistic),   at(rows_.to_blend),
+              at(rows_.to_moment),      at(rows_.to_picked),
+              at(rows_.upper),          at(rows_.shift),
+              at(rows_.counts) != V(0), Picks(rows_.number + first)};
     }
 
     // Gradients of all rows, `stride` numbers from a class to the next.
@@ -745,9 +771,14 @@ class Engine {
       if constexpr (kReadsRow) {
         const V found = V::load(tile_ + c * pitch_ + first);
         const V kept = kKept ? found : Statistic::kept(found - slopes.shift, parameter());
-        gradient = Statistic::slope(kept, parameter()) * slopes.to_statistic;
-        if constexpr (kBlends) gradient += column_share(first, c) * slopes.to_blend;
-        if constexpr (!kKept) gradient *= engine_.cap_slope(found);
+        const V share = kShares ? column_share(first, c) : V(0);
+        gradient = Statistic::slope(kept, parameter()) *
+                   slope_factor<Formula>(slopes.to_statistic, slopes.to_moment,
+                                         found - slopes.shift, share);
+        if constexpr (kBlends) gradient += share * slopes.to_blend;
+        if constexpr (!kKept) {
+          if (caps()) gradient *= engine_.cap_slope(found);
+        }
       }
       const V number{T(c)};
       if constexpr (kTarget == ClassTarget::kPosition) {
@@ -771,14 +802,15 @@ class Engine {
       const int64_t count = rows_.count, all = padded<T>(count);
       for (int64_t r = count; r < all; ++r) {  // lanes beyond the last row
         rows_.counts[r] = rows_.picked[r] = rows_.blend[r] = rows_.shift[r] = T(0);
+        rows_.moment[r] = T(0);
         rows_.weight[r] = rows_.mass[r] = rows_.slope_sum[r] = T(0);
         rows_.sum[r] = rows_.unit[r] = T(1);
       }
       for (int64_t r = 0; r < all; r += V::kLanes) {
         const auto at = [&](const T* numbers) { return V::load(numbers + r); };
         const RowSums<V> sums{at(rows_.sum),   at(rows_.slope_sum), at(rows_.picked),
-                              at(rows_.blend), at(rows_.mass),      at(rows_.shift),
-                              at(rows_.weight)};
+                              at(rows_.blend), at(rows_.mass),      at(rows_.moment),
+                              at(rows_.shift), at(rows_.weight)};
         RowResult<V> result = evaluate_row<Formula, kGradient>(sums, inverse_classes, parameter());
         const auto counts = at(rows_.counts) != V(0);
         const V loss = select(counts, result.loss, V(0));
@@ -790,6 +822,7 @@ class Engine {
               .store(rows_.to_statistic + r);
           select(counts, result.to_picked * scale, V(0)).store(rows_.to_picked + r);
           select(counts, result.to_blend * scale, V(0)).store(rows_.to_blend + r);
+          select(counts, result.to_moment * scale, V(0)).store(rows_.to_moment + r);
         }
       }
       if (arguments().loss_output.values) {

@@ -29,14 +29,19 @@ template <class Formula, class T>
 struct Part {
   using Statistic = typename Formula::Statistic;
   T peak = kNone<T>;
-  T sum = T(0), slope_sum = T(0), blend = T(0), mass = T(0);
+  T sum = T(0), slope_sum = T(0), blend = T(0), mass = T(0), moment = T(0);
 
   FASTLOSS_DEVICE_INLINE T shift() const { return peak == kNone<T> ? T(0) : peak; }
 
-  FASTLOSS_DEVICE_INLINE void raise_to(T higher) {
+  FASTLOSS_DEVICE_INLINE void raise_to(T higher, const T* parameter) {
     if (Statistic::kShiftIsPicked || higher == peak) return;
     const T old_shift = shift();
-    if (peak != kNone<T>) sum *= Statistic::rescale(higher - old_shift);
+    if (peak != kNone<T>) {
+      const T rescale = Statistic::rescale(higher - old_shift, parameter);
+      if constexpr (has_moment<Formula>)
+        moment = raised_moment<Formula>(moment, sum, higher - old_shift, rescale);
+      sum *= rescale;
+    }
     if constexpr (blends_classes<Formula>) blend += (old_shift - higher) * mass;
     peak = higher;
   }
@@ -47,7 +52,7 @@ struct Part {
     if constexpr (!Statistic::kShiftIsPicked) {
       T highest = peak;
       for (int i = 0; i < kWidth; ++i) highest = max(highest, x[i]);
-      raise_to(highest);
+      raise_to(highest, parameter);
     }
     for (int i = 0; i < kWidth; ++i) {
       const T kept = Statistic::kept(x[i] - shift(), parameter);
@@ -57,21 +62,24 @@ struct Part {
         blend += share[i] * (x[i] - shift());
         mass += share[i];
       }
+      if constexpr (has_moment<Formula>)
+        moment += kept * moment_term<Formula>(x[i] - shift(), share[i]);
     }
   }
 
-  FASTLOSS_DEVICE_INLINE void merge(Part other) {
+  FASTLOSS_DEVICE_INLINE void merge(Part other, const T* parameter) {
     const T highest = max(peak, other.peak);
-    raise_to(highest);
-    other.raise_to(highest);
+    raise_to(highest, parameter);
+    other.raise_to(highest, parameter);
     sum += other.sum;
     slope_sum += other.slope_sum;
     blend += other.blend;
     mass += other.mass;
+    moment += other.moment;
   }
 
   // The same total in every lane of the warp, whose lanes each have a part.
-  FASTLOSS_DEVICE_INLINE void merge_warp() {
+  FASTLOSS_DEVICE_INLINE void merge_warp(const T* parameter) {
     for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
       Part other;
       other.peak = __shfl_xor_sync(kAllLanes, peak, offset);
@@ -82,20 +90,21 @@ struct Part {
         other.blend = __shfl_xor_sync(kAllLanes, blend, offset);
         other.mass = __shfl_xor_sync(kAllLanes, mass, offset);
       }
+      if constexpr (has_moment<Formula>) other.moment = __shfl_xor_sync(kAllLanes, moment, offset);
       // The lower lane's part first: both then round alike.
       const bool is_lower = (threadIdx.x & static_cast<unsigned>(offset)) == 0;
       Part lower = is_lower ? *this : other;
-      lower.merge(is_lower ? other : *this);
+      lower.merge(is_lower ? other : *this, parameter);
       *this = lower;
     }
   }
 
   // The same for a block.
   template <int kThreads>
-  FASTLOSS_DEVICE_INLINE void merge_block() {
+  FASTLOSS_DEVICE_INLINE void merge_block(const T* parameter) {
     constexpr int kWarps = kThreads / kWarpSize;
-    __shared__ T of_warp[5][kWarps];
-    merge_warp();
+    __shared__ T of_warp[6][kWarps];
+    merge_warp(parameter);
     const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
     __syncthreads();  // the last row's may still be read
     if (threadIdx.x % kWarpSize == 0) {
@@ -104,6 +113,7 @@ struct Part {
       of_warp[2][warp] = slope_sum;
       of_warp[3][warp] = blend;
       of_warp[4][warp] = mass;
+      of_warp[5][warp] = moment;
     }
     __syncthreads();
     const auto part_of = [&](int w) {
@@ -113,10 +123,11 @@ struct Part {
       part.slope_sum = of_warp[2][w];
       part.blend = of_warp[3][w];
       part.mass = of_warp[4][w];
+      part.moment = of_warp[5][w];
       return part;
     };
     Part total = part_of(0);
-    for (int w = 1; w < kWarps; ++w) total.merge(part_of(w));
+    for (int w = 1; w < kWarps; ++w) total.merge(part_of(w), parameter);
     *this = total;
   }
 };
@@ -146,11 +157,11 @@ class Row {
       label_ = static_cast<int64_t>(neighbours.lower);
       upper_share_ = neighbours.upper_share;
       picked_ = interpolate(logit(label_), logit(label_ + 1), upper_share_);
-      if (arguments.row_weight.data != nullptr) {
-        T weight[1];
-        load(weight, arguments.row_weight, Span{offset_[kSoftmaxRowWeight], 1, false});
-        weight_ = weight[0];
-      }
+    }
+    if (arguments.row_weight.data != nullptr) {
+      T weight[1];
+      load(weight, arguments.row_weight, Span{offset_[kSoftmaxRowWeight], 1, false});
+      weight_ = weight[0];
     }
   }
 
@@ -171,7 +182,7 @@ class Row {
   template <int kWidth>
   FASTLOSS_DEVICE_INLINE void load_shares(T (&share)[kWidth], int64_t first) const {
     for (int i = 0; i < kWidth; ++i) share[i] = T(1);
-    if constexpr (blends_classes<Formula>) {
+    if constexpr (has_shares<Formula>) {
       if constexpr (has_probabilities<Formula>) {
         load(share, arguments_.target, span<kWidth>(kSoftmaxTarget, first));
         for (int i = 0; i < kWidth; ++i)
@@ -189,12 +200,13 @@ class Row {
   FASTLOSS_DEVICE_INLINE void evaluate(const Part<Formula, T>& part, T scale) {
     shift_ = part.shift();
     const RowSums<T> sums{part.sum,  part.slope_sum, picked_ - shift_, part.blend,
-                          part.mass, shift_,         weight_};
+                          part.mass, part.moment,    shift_,           weight_};
     result_ = evaluate_row<Formula, true>(sums, inverse_classes(), parameter_);
     if (cap_ != T(0)) result_.to_picked *= softcap_slope(picked_, cap_);
     result_.to_statistic *= scale;
     result_.to_picked *= scale;
     result_.to_blend *= scale;
+    result_.to_moment *= scale;
   }
 
   // The gradient of kWidth classes whose logits are x.
@@ -204,7 +216,9 @@ class Row {
     load_shares(share, first);
     for (int i = 0; i < kWidth; ++i) {
       const T kept = Statistic::kept(x[i] - shift_, parameter_);
-      gradient[i] = Statistic::slope(kept, parameter_) * result_.to_statistic;
+      gradient[i] =
+          Statistic::slope(kept, parameter_) *
+          slope_factor<Formula>(result_.to_statistic, result_.to_moment, x[i] - shift_, share[i]);
       if constexpr (blends_classes<Formula>) gradient[i] += share[i] * result_.to_blend;
       if (cap_ != T(0)) gradient[i] *= softcap_slope(x[i], cap_);
       if constexpr (class_target<Formula> == ClassTarget::kIndex) {
@@ -317,9 +331,9 @@ __global__ void __launch_bounds__(kBlockThreads<kGroup>, kRowBlocks<kGroup>)
         part.add(x, share, parameter);
       }
       if constexpr (kGroup == kWarpSize) {
-        part.merge_warp();
+        part.merge_warp(parameter);
       } else {
-        part.template merge_block<kGroup>();
+        part.template merge_block<kGroup>(parameter);
       }
     }
     row.evaluate(part, scale);

@@ -14,6 +14,10 @@ constexpr Targets targets_of = [] {
   return Targets::kNumbers;
 }();
 
+// Whether a formula sees one tensor more, and a mask.
+template <class Formula>
+constexpr bool is_of_policy = requires { Formula::kOfPolicy; };
+
 template <class Formula>
 constexpr bool has_range = requires { Formula::kRange; };
 
@@ -35,6 +39,7 @@ struct List {
     if constexpr (requires { Formula::kInputName; }) info.input_name = Formula::kInputName;
     if constexpr (requires { Formula::kTargetName; }) info.target_name = Formula::kTargetName;
     if constexpr (requires { Formula::kExtraName; }) info.extra_name = Formula::kExtraName;
+    if constexpr (requires { Formula::kWeightName; }) info.weight_name = Formula::kWeightName;
     if constexpr (requires { Formula::kOfNothing; }) info.of_nothing = Formula::kOfNothing;
     // The parameters with a meaning to the engine `softmax`.
     if constexpr (requires { Formula::kIgnoreIndex; }) info.ignore_index = Formula::kIgnoreIndex;
@@ -42,6 +47,9 @@ struct List {
     if constexpr (requires { Formula::kSoftcap; }) info.softcap = Formula::kSoftcap;
     if constexpr (requires { Formula::kClassWeight; }) info.class_weight = Formula::kClassWeight;
     if constexpr (requires { Formula::kTarget; }) info.class_target = Formula::kTarget;
+    info.classes_last = requires { Formula::kClassesLast; };
+    info.is_masked = requires { Formula::kMasked; };
+    info.has_row_weight = requires { Formula::kRowWeight; };
     info.pools_classes = requires { Formula::class_weight(0.0); };
     if constexpr (requires { typename Formula::Voxel; }) {
       info.has_voxel_loss = true;

@@ -333,11 +333,83 @@ struct HingeDiscriminatorLoss : OfRealAndFake {
   }
 };
 
+// ---- policies: the log-probability x of each token, and how good it turned out to be ----
+//
+// These see a mask, and one tensor more, `reference`: 0 where the caller gave none. The operand
+// that others call `pos_weight` is the advantage (or the reward).
+
+struct OfPolicy {
+  static constexpr bool kOfPolicy = true;
+  static constexpr const char *kInputName = "log_probs", *kTargetName = "old_log_probs",
+                              *kExtraName = "advantages";
+};
+
+// −(reward − baseline) x. Rennie et al. 2017, arXiv 1612.00563.
+struct SelfCriticalLoss : OfPolicy {
+  static constexpr const char* kName = "self_critical_loss";
+  static constexpr int kParameters = 0;
+  static constexpr const char *kTargetName = "baseline", *kExtraName = "rewards";
+  template <class X, class Y, class P, class T>
+  static FASTLOSS_INLINE auto loss(const X& x, const Y& baseline, const P& reward,
+                                   const P& /*reference*/, const T* /*parameter*/) {
+    return (baseline - reward) * x;
+  }
+};
+
+// A difference of log-probabilities where e^it is finite, and so are its products: 20 at most, from
+// where on it has no slope.
+template <class X>
+FASTLOSS_INLINE X bounded_log_ratio(const X& difference) {
+  using V = value_type<X>;
+  const V highest(20);
+  return select(difference > highest, highest, difference);
+}
+
+// −min(r A, clip(r, 1 − low, 1 + high) A), r being the ratio of the new probability to the old one.
+template <class X, class Y, class P, class T>
+FASTLOSS_INLINE auto clipped_surrogate(const X& x, const Y& old, const P& advantage, T low,
+                                       T high) {
+  const auto ratio = exp(bounded_log_ratio(x - old));
+  const auto gain = ratio * advantage;
+  // What it is where it is not the gain itself has no slope.
+  const P clipped = min(max(detach(ratio), P(T(1) - low)), P(T(1) + high)) * advantage;
+  return -select(gain > clipped, clipped, gain);
+}
+
+// Schulman et al. 2017, arXiv 1707.06347.
+struct PPOLoss : OfPolicy {
+  static constexpr const char* kName = "ppo_loss";
+  static constexpr Targets kTargets = Targets::kSecondInput;
+  static constexpr int kParameters = 1;  // clip
+  template <class X, class Y, class P, class T>
+  static FASTLOSS_INLINE auto loss(const X& x, const Y& old, const P& advantage,
+                                   const P& /*reference*/, const T* parameter) {
+    return clipped_surrogate(x, old, advantage, parameter[0], parameter[0]);
+  }
+};
+
+// The same, and beta (e^d − d − 1) with d = reference − x, an estimate of how far the policy has
+// moved from a reference. Shao et al. 2024, DeepSeekMath, arXiv 2402.03300.
+struct GRPOLoss : OfPolicy {
+  static constexpr const char* kName = "grpo_loss";
+  static constexpr Targets kTargets = Targets::kSecondInput;
+  static constexpr int kParameters = 3;  // beta, clip_low, clip_high
+  template <class X, class Y, class P, class T>
+  static FASTLOSS_INLINE auto loss(const X& x, const Y& old, const P& advantage, const P& reference,
+                                   const T* parameter) {
+    const T beta = parameter[0];
+    auto result = clipped_surrogate(x, old, advantage, parameter[1], parameter[2]);
+    if (beta == T(0)) return result;
+    const auto log_ratio = bounded_log_ratio(reference - x);
+    return result + beta * (exp(log_ratio) - (log_ratio + T(1)));
+  }
+};
+
 using PointwiseLosses =
     List<MSELoss, L1Loss, SmoothL1Loss, HuberLoss, LogCoshLoss, QuantileLoss, BinaryCrossEntropy,
          BinaryCrossEntropyWithLogits, HingeLoss, SigmoidFocalLoss, QualityFocalLoss, VarifocalLoss,
          AsymmetricLoss, MarginRankingLoss, LSGANDiscriminatorLoss, LSGANGeneratorLoss,
          WassersteinDiscriminatorLoss, WassersteinGeneratorLoss, NonSaturatingDiscriminatorLoss,
-         NonSaturatingGeneratorLoss, HingeDiscriminatorLoss>;
+         NonSaturatingGeneratorLoss, HingeDiscriminatorLoss, SelfCriticalLoss, PPOLoss, GRPOLoss>;
 
 }  // namespace fastloss::FASTLOSS_TARGET

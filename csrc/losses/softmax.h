@@ -8,7 +8,11 @@
 //
 //   dloss/dx_c = dloss/dstatistic · slope_c + dloss/dpicked · [c = label] + dloss/dblend · q_c
 //
-// All three are relative to the row's `shift`, so that logits of any size lose no digit.
+// Some need a fourth, the `moment` Σ p_c v_c: the mean under the softmax probabilities p of the
+// logits (for an entropy), or of the targets. Its derivative is p_c (v_c − moment), and p_c more
+// where v are the logits themselves.
+//
+// All are relative to the row's `shift`, so that logits of any size lose no digit.
 // `parameter` holds the float arguments of the Python function in the order of its signature.
 #pragma once
 #include "core/special.h"
@@ -43,8 +47,8 @@ struct NoStatistic {
     return V(0);
   }
   // What a sum is multiplied with when the shift rises by `rise`.
-  template <class V>
-  static FASTLOSS_INLINE V rescale(const V&) {
+  template <class V, class T>
+  static FASTLOSS_INLINE V rescale(const V&, const T*) {
     return V(1);
   }
 };
@@ -68,9 +72,25 @@ struct LogSumExp {
   static FASTLOSS_INLINE V value(const V& sum) {
     return log(sum);
   }
-  template <class V>
-  static FASTLOSS_INLINE V rescale(const V& rise) {
+  template <class V, class T>
+  static FASTLOSS_INLINE V rescale(const V& rise, const T* /*parameter*/) {
     return exp_nonpositive(-rise);
+  }
+};
+
+// The same of logits times a parameter above 0.
+struct ScaledLogSumExp : LogSumExp {
+  template <class V, class T>
+  static FASTLOSS_INLINE V kept(const V& x, const T* parameter) {
+    return exp_nonpositive(V(parameter[0]) * x);
+  }
+  template <class V, class T>
+  static FASTLOSS_INLINE V slope(const V& kept, const T* parameter) {
+    return V(parameter[0]) * kept;
+  }
+  template <class V, class T>
+  static FASTLOSS_INLINE V rescale(const V& rise, const T* parameter) {
+    return exp_nonpositive(-(V(parameter[0]) * rise));
   }
 };
 
@@ -94,8 +114,8 @@ struct RunnerUp {
     // The shift itself. A single class has no other.
     return select(sum == V(0), V(-__builtin_inff()), V(0) * sum);
   }
-  template <class V>
-  static FASTLOSS_INLINE V rescale(const V& /*rise*/) {
+  template <class V, class T>
+  static FASTLOSS_INLINE V rescale(const V& /*rise*/, const T* /*parameter*/) {
     return V(0);
   }
 };
@@ -120,21 +140,25 @@ struct HingeSum {
   static FASTLOSS_INLINE V value(const V& sum) {
     return sum;
   }
-  template <class V>
-  static FASTLOSS_INLINE V rescale(const V& /*rise*/) {
+  template <class V, class T>
+  static FASTLOSS_INLINE V rescale(const V& /*rise*/, const T* /*parameter*/) {
     return V(1);
   }
 };
 
+// What a moment is the mean of.
+enum class Moment { kNone, kLogits, kTargets };
+
 // ---- the formulas ----
 
 // What a formula sees of a row: seeds or numbers.
-template <class Statistic, class Picked, class Blend, class V>
+template <class Statistic, class Picked, class Blend, class Mean, class V>
 struct RowOfLogits {
   Statistic statistic;
   Picked picked;
   Blend blend;
-  V shift;            // what the three are relative to
+  Mean moment;
+  V shift;            // what they are relative to
   V weight;           // the label's class weight, or the row's own; 1 where there are none
   V mass;             // Σ q_c
   V inverse_classes;  // 1 / C
@@ -211,7 +235,8 @@ struct SoftmaxFocalLoss {
   static constexpr const char* kName = "softmax_focal_loss";
   static constexpr int kParameters = 3;  // gamma, alpha, ignore_index
   static constexpr int kIgnoreIndex = 2;
-  static constexpr int kClassWeight = 1;        // alpha may be a number per class
+  static constexpr int kClassWeight = 1;  // alpha may be a number per class
+  static constexpr const char* kWeightName = "alpha";
   static constexpr bool kWeightedMean = false;  // alpha balances, it does not average
   using Statistic = LogSumExp;
   template <class Row, class T>
@@ -243,6 +268,7 @@ struct DistributionFocalLoss {
   static constexpr const char* kName = "distribution_focal_loss";
   static constexpr int kParameters = 0;
   static constexpr ClassTarget kTarget = ClassTarget::kPosition;
+  static constexpr bool kClassesLast = true, kRowWeight = true;
   using Statistic = LogSumExp;
   template <class Row, class T>
   static FASTLOSS_INLINE auto loss(const Row& row, const T* /*parameter*/) {
@@ -275,8 +301,57 @@ struct CrammerSingerLoss {
   }
 };
 
+// Σ q_k r_k with q ∝ p_k^α: the risk r to be expected of candidates of these log-probabilities.
+// Shen et al. 2016, arXiv 1512.02433.
+struct MinimumRiskLoss {
+  static constexpr const char* kName = "minimum_risk_loss";
+  static constexpr int kParameters = 1;  // alpha
+  static constexpr const char *kInputName = "log_probs", *kTargetName = "risks";
+  static constexpr ClassTarget kTarget = ClassTarget::kProbabilities;
+  static constexpr bool kClassesLast = true;
+  static constexpr Moment kMoment = Moment::kTargets;
+  using Statistic = ScaledLogSumExp;
+  template <class Row, class T>
+  static FASTLOSS_INLINE auto loss(const Row& row, const T* /*parameter*/) {
+    return row.moment;
+  }
+};
+
+// −A ln p_a − β H: what the action a of a policy turned out to be worth (the advantage A, the row's
+// weight), and the policy's entropy H = ln Σ exp x_c − Σ p_c x_c. Williams 1992.
+struct PolicyGradientLoss {
+  static constexpr const char* kName = "policy_gradient_loss";
+  static constexpr int kParameters = 1;  // entropy_coefficient
+  static constexpr const char *kInputName = "logits", *kTargetName = "actions",
+                              *kWeightName = "advantages", *kExtraName = "mask";
+  static constexpr bool kClassesLast = true, kRowWeight = true, kMasked = true;
+  static constexpr bool kWeightedMean = false;
+  static constexpr Moment kMoment = Moment::kLogits;
+  using Statistic = LogSumExp;
+  template <class Row, class T>
+  static FASTLOSS_INLINE auto loss(const Row& row, const T* parameter) {
+    using V = value_type<decltype(row.statistic)>;
+    return row.weight * (row.statistic - row.picked) -
+           V(parameter[0]) * (row.statistic - row.moment);
+  }
+};
+
+// ln p_i.
+struct SelectiveLogSoftmax {
+  static constexpr const char* kName = "selective_log_softmax";
+  static constexpr int kParameters = 0;
+  static constexpr const char *kInputName = "logits", *kTargetName = "index";
+  static constexpr bool kClassesLast = true;
+  using Statistic = LogSumExp;
+  template <class Row, class T>
+  static FASTLOSS_INLINE auto loss(const Row& row, const T* /*parameter*/) {
+    return row.picked - row.statistic;
+  }
+};
+
 using SoftmaxLosses =
     List<CrossEntropy, SmoothedCrossEntropy, ProbabilityCrossEntropy, NLLLoss, SoftmaxFocalLoss,
-         PolyCrossEntropy, DistributionFocalLoss, MultiMarginLoss, CrammerSingerLoss>;
+         PolyCrossEntropy, DistributionFocalLoss, MultiMarginLoss, CrammerSingerLoss,
+         MinimumRiskLoss, PolicyGradientLoss, SelectiveLogSoftmax>;
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -97,7 +97,14 @@ std::optional<int64_t> optional_integer(std::string_view loss, const char* argum
 
 struct Names {
   const char *first, *second, *extra;  // second: null where the first tensor stands in for it
+  const char* weight = "weight";
 };
+
+const LossInfo& info_of(const LossList& losses, std::string_view loss) {
+  const int index = losses.find(formula_name(loss).c_str());
+  TORCH_CHECK_VALUE(index >= 0, "fastloss: no kernel is named \"", loss, "\"");
+  return losses.begin[index];
+}
 
 Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names& names,
                  std::string_view loss, py::handle first, py::handle second,
@@ -106,7 +113,7 @@ Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names&
   const Tensor a = tensor(loss, names.first, first),
                b = names.second ? tensor(loss, names.second, second) : a.detach();
   const OptionalTensor c = optional_tensor(loss, names.extra, extra),
-                       w = optional_tensor(loss, "weight", weight);
+                       w = optional_tensor(loss, names.weight, weight);
   const Numbers p = numbers(loss, parameters);
   const std::string_view r = string(loss, "reduction", reduction);
   const auto [avg_tensor, avg_number] = avg_factor(loss, avg);
@@ -118,22 +125,39 @@ Tensor pointwise(std::string_view loss, py::handle input, py::handle target,
                  const py::tuple& parameters, py::handle extra, py::handle weight,
                  py::handle reduction, py::handle avg_factor) {
   static const auto op = find_operator<LossSignature>("fastloss::pointwise");
-  const LossList& losses = catalogue().pointwise;
-  const int index = losses.find(formula_name(loss).c_str());
-  TORCH_CHECK_VALUE(index >= 0, "fastloss: no kernel is named \"", loss, "\"");
-  const LossInfo& info = losses.begin[index];
+  const LossInfo& info = info_of(catalogue().pointwise, loss);
   const Names names{info.input_name, info.targets == Targets::kNone ? nullptr : info.target_name,
                     info.extra_name};
   return call_loss(op, names, loss, input, target, parameters, extra, weight, reduction,
                    avg_factor);
 }
 
+Tensor policy(std::string_view loss, py::handle log_probs, py::handle old_log_probs,
+              py::handle advantages, py::handle ref_log_probs, py::handle mask,
+              const py::tuple& parameters, std::string_view normalizer, py::handle reduction,
+              py::handle avg) {
+  static const auto op = find_operator<PolicySignature>("fastloss::policy");
+  const LossInfo& info = info_of(catalogue().pointwise, loss);
+  const Tensor x = tensor(loss, info.input_name, log_probs),
+               old = tensor(loss, info.target_name, old_log_probs),
+               a = tensor(loss, info.extra_name, advantages);
+  const OptionalTensor reference = optional_tensor(loss, "ref_log_probs", ref_log_probs),
+                       m = optional_tensor(loss, "mask", mask);
+  const Numbers p = numbers(loss, parameters);
+  const std::string_view r = string(loss, "reduction", reduction);
+  const auto [avg_tensor, avg_number] = avg_factor(loss, avg);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, old, a, reference, m, p, normalizer, r, avg_tensor, avg_number);
+}
+
 Tensor softmax(std::string_view loss, py::handle input, py::handle target,
-               const py::tuple& parameters, py::handle weight, py::handle reduction,
-               py::handle avg_factor) {
+               const py::tuple& parameters, py::handle extra, py::handle weight,
+               py::handle reduction, py::handle avg_factor) {
   static const auto op = find_operator<LossSignature>("fastloss::softmax");
-  return call_loss(op, {"input", "target", ""}, loss, input, target, parameters, py::none(), weight,
-                   reduction, avg_factor);
+  const LossInfo& info = info_of(catalogue().softmax, loss);
+  const Names names{info.input_name, info.target_name, info.extra_name, info.weight_name};
+  return call_loss(op, names, loss, input, target, parameters, extra, weight, reduction,
+                   avg_factor);
 }
 
 Tensor linear_cross_entropy(std::string_view loss, py::handle input, py::handle linear_weight,
@@ -323,6 +347,7 @@ py::dict kernels() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   cpu_backend();  // an impossible FASTLOSS_CPU_ISA is reported at import, not at the first loss
   module.def("pointwise", torch::wrap_pybind_function(pointwise));
+  module.def("policy", torch::wrap_pybind_function(policy));
   module.def("softmax", torch::wrap_pybind_function(softmax));
   module.def("linear_cross_entropy", torch::wrap_pybind_function(linear_cross_entropy));
   module.def("box_pair", torch::wrap_pybind_function(box_pair));

@@ -8,6 +8,9 @@
 
 namespace fastloss {
 
+// What takes the place of labels that a mask leaves out; no message speaks of it.
+constexpr int64_t kMaskedLabel = INT64_MIN;
+
 // Says of which loss and argument a label is not in [0, largest], and where. Only called when one
 // is.
 [[noreturn]] inline void report_label(std::string_view loss, std::string_view argument,
@@ -22,7 +25,8 @@ namespace fastloss {
   for (int64_t d = 0; d < all.dim(); ++d) label = label[position[d].item<int64_t>()];
   std::string besides;
   if (ignored.negatives) besides = c10::str(" (", largest, ": background; negative: ignored)");
-  if (ignored.has_index) besides = c10::str(" or ignore_index ", ignored.index);
+  if (ignored.has_index && ignored.index != kMaskedLabel)
+    besides = c10::str(" or ignore_index ", ignored.index);
   TORCH_CHECK_INDEX(
       false, public_name(loss), ": ", argument, " must be a class index in [0, ", largest, "]",
       besides, ", got ", label.item<int64_t>(), " at position ",

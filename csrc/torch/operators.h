@@ -92,6 +92,18 @@ using RankedRegionForwardSignature = std::tuple<Tensor, Tensor, Tensor>(std::str
 using RankedRegionBackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&,
                                              const Tensor&, bool, bool, std::string_view);
 
+// loss, log_probs, old_log_probs (or the baseline), advantages (or the rewards), ref_log_probs,
+// mask, parameters, normalizer, reduction, avg_factor, avg_number
+using PolicySignature = Tensor(std::string_view, const Tensor&, const Tensor&, const Tensor&,
+                               const OptionalTensor&, const OptionalTensor&, Parameters,
+                               std::string_view, std::string_view, const OptionalTensor&,
+                               OptionalNumber);
+// the same, needs_gradient → loss, gradient
+using PolicyForwardSignature = std::tuple<Tensor, Tensor>(
+    std::string_view, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+    const OptionalTensor&, Parameters, std::string_view, std::string_view, const OptionalTensor&,
+    OptionalNumber, bool);
+
 // loss, anchor, positive, negative, parameters, reduction
 using TripletSignature = Tensor(std::string_view, const Tensor&, const Tensor&, const Tensor&,
                                 Parameters, std::string_view);

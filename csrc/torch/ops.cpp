@@ -18,6 +18,7 @@
 #include "torch/linear_cross_entropy.h"
 #include "torch/pairs.h"
 #include "torch/pointwise.h"
+#include "torch/policy.h"
 #include "torch/ranked_region.h"
 #include "torch/region.h"
 #include "torch/sequence.h"
@@ -82,6 +83,10 @@ TORCH_LIBRARY(fastloss, library) {
 
   const std::string pairs = "str loss, Tensor scores, Tensor relevance, " + two_tensors;
 
+  const std::string policy =
+      "str loss, Tensor log_probs, Tensor old_log_probs, Tensor advantages, Tensor? "
+      "ref_log_probs, Tensor? mask, float[] parameters, str normalizer, str reduction, Tensor? "
+      "avg_factor, float? avg_number";
   const std::string triplet =
       "str loss, Tensor anchor, Tensor positive, Tensor negative, float[] parameters, str "
       "reduction";
@@ -92,6 +97,9 @@ TORCH_LIBRARY(fastloss, library) {
   define("pointwise(" + pointwise + ") -> Tensor");
   define("pointwise_reference(" + pointwise + ") -> Tensor");
   define("pointwise_forward(" + pointwise + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
+  define("policy(" + policy + ") -> Tensor");
+  define("policy_reference(" + policy + ") -> Tensor");
+  define("policy_forward(" + policy + ", bool needs_gradient) -> (Tensor, Tensor)");
   define("softmax(" + softmax + ") -> Tensor");
   define("softmax_reference(" + softmax + ") -> Tensor");
   define("softmax_forward(" + softmax + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
@@ -159,6 +167,7 @@ TORCH_LIBRARY(fastloss, library) {
   // The entries only check and choose, so tracing may look through them.
   library.impl("pointwise", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<PointwiseLoss>));
+  library.impl("policy", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(policy_entry));
   library.impl("softmax", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<SoftmaxLoss>));
   library.impl("linear_cross_entropy", c10::DispatchKey::CompositeImplicitAutograd,
@@ -187,6 +196,7 @@ TORCH_LIBRARY(fastloss, library) {
     library.impl(name, c10::DispatchKey::FuncTorchBatchedDecomposition, entry);
   };
   under_vmap("pointwise", TORCH_FN(loss_entry<PointwiseLoss>));
+  under_vmap("policy", TORCH_FN(policy_entry));
   under_vmap("softmax", TORCH_FN(loss_entry<SoftmaxLoss>));
   under_vmap("linear_cross_entropy", TORCH_FN(linear_cross_entropy_entry));
   under_vmap("box_pair", TORCH_FN(loss_entry<BoxPairLoss>));
@@ -203,6 +213,8 @@ TORCH_LIBRARY(fastloss, library) {
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));
+  register_kernels("policy_forward", TORCH_FN(policy_forward_kernel),
+                   TORCH_FN(policy_forward_meta));
   register_kernels("softmax_forward", TORCH_FN(forward_kernel<SoftmaxEngine>),
                    TORCH_FN(forward_meta<SoftmaxEngine>));
   register_kernels("linear_cross_entropy_forward", TORCH_FN(linear_cross_entropy_kernel),

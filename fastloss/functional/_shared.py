@@ -162,6 +162,24 @@ end_transitions: Score of every tag (K,) as the last one. None: 0.""",
     "sequence_mask": """\
 mask: Not 0 (or True) in the steps that count (B, T): the first one of every sequence, and the
     next ones up to its end. What stands in the others has no meaning. None: all count.""",
+    "token_log_probs": """\
+log_probs: Log-probability of every token of every sequence (B, T) under the policy that is
+    trained, any floating dtype, any strides. There may be any number of leading dimensions.""",
+    "old_log_probs": """\
+old_log_probs: The same under the policy the tokens were drawn from, of the same shape.""",
+    "token_advantages": """\
+advantages: How much better than expected each token (B, T) or each sequence (B,) turned out to
+    be, any integer or floating dtype.""",
+    "token_mask": """\
+mask: True, or not 0, where a token counts; the shape of the log-probabilities, bool or any
+    integer dtype. What stands elsewhere has no meaning, even if it is NaN. None: all count.""",
+    "token_reduction": """\
+reduction: ``"none"``, ``"mean"`` over the tokens that count, or ``"sum"``.""",
+    "token_returns": """\
+Returns:
+    The loss: shape (B, T), 0 where the mask is, for ``"none"``, else a 0-d tensor; float32, or
+    float64 if one of the tensors is. The mean over no tokens is 0, with a gradient of 0. Only
+    the log-probabilities get their gradient from a kernel, other tensors from plain PyTorch.""",
     "raises": """\
 Raises:
     ValueError: For shapes, devices or options that do not fit.

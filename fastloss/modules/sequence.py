@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ._base import Loss
 
-__all__ = ["CRF"]
+__all__ = [
+    "CRF",
+    "GRPOLoss",
+    "MinimumRiskLoss",
+    "PPOLoss",
+    "PolicyGradientLoss",
+    "SelfCriticalLoss",
+]
 
 
 class CRF(nn.Module):
@@ -106,3 +114,133 @@ class CRF(nn.Module):
         if self.batch_first or not isinstance(tensor, Tensor) or tensor.dim() < 2:
             return tensor
         return tensor.transpose(0, 1)
+
+
+class MinimumRiskLoss(Loss):
+    """Minimum risk training: :func:`fastloss.functional.minimum_risk_loss`."""
+
+    function = staticmethod(functional.minimum_risk_loss)
+    alpha: float
+
+    def __init__(self, alpha: float = 5e-3, reduction: str = "mean") -> None:
+        super().__init__(alpha=alpha, reduction=reduction)
+
+    def forward(
+        self, log_probs: Tensor, risks: Tensor, avg_factor: Tensor | float | None = None
+    ) -> Tensor:
+        """The loss of candidates with these log-probabilities and risks, both (B, K)."""
+        return self.function(log_probs, risks, avg_factor=avg_factor, **self.options())
+
+
+class PolicyGradientLoss(Loss):
+    """REINFORCE on logits: :func:`fastloss.functional.policy_gradient_loss`."""
+
+    function = staticmethod(functional.policy_gradient_loss)
+    entropy_coefficient: float
+
+    def __init__(self, entropy_coefficient: float = 0.0, reduction: str = "mean") -> None:
+        super().__init__(entropy_coefficient=entropy_coefficient, reduction=reduction)
+
+    def forward(
+        self,
+        logits: Tensor,
+        actions: Tensor,
+        advantages: Tensor,
+        mask: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """The loss of the actions taken at logits (..., V), and of what they were worth."""
+        return self.function(
+            logits, actions, advantages, mask, avg_factor=avg_factor, **self.options()
+        )
+
+
+class SelfCriticalLoss(Loss):
+    """Self-critical sequence training: :func:`fastloss.functional.self_critical_loss`."""
+
+    function = staticmethod(functional.self_critical_loss)
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+
+    def forward(
+        self,
+        log_probs: Tensor,
+        rewards: Tensor,
+        baseline: Tensor,
+        mask: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """The loss of tokens with these log-probabilities (B, T) and rewards."""
+        return self.function(
+            log_probs, rewards, baseline, mask, avg_factor=avg_factor, **self.options()
+        )
+
+
+class PPOLoss(Loss):
+    """Proximal policy optimisation: :func:`fastloss.functional.ppo_loss`."""
+
+    function = staticmethod(functional.ppo_loss)
+    clip: float
+
+    def __init__(self, clip: float = 0.2, reduction: str = "mean") -> None:
+        super().__init__(clip=clip, reduction=reduction)
+
+    def forward(
+        self,
+        log_probs: Tensor,
+        old_log_probs: Tensor,
+        advantages: Tensor,
+        mask: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """The loss of tokens with these log-probabilities (B, T), now and when they were drawn."""
+        return self.function(
+            log_probs, old_log_probs, advantages, mask, avg_factor=avg_factor, **self.options()
+        )
+
+
+class GRPOLoss(Loss):
+    """Group relative policy optimisation: :func:`fastloss.functional.grpo_loss`."""
+
+    function = staticmethod(functional.grpo_loss)
+    beta: float
+    clip_low: float
+    clip_high: float
+    normalizer: str
+
+    def __init__(
+        self,
+        beta: float = 0.0,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        normalizer: str = "grpo",
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(
+            beta=beta,
+            clip_low=clip_low,
+            clip_high=clip_high,
+            normalizer=normalizer,
+            reduction=reduction,
+        )
+
+    def forward(
+        self,
+        log_probs: Tensor,
+        old_log_probs: Tensor,
+        advantages: Tensor,
+        mask: Tensor | None,
+        ref_log_probs: Tensor | None = None,
+        avg_factor: Tensor | float | None = None,
+    ) -> Tensor:
+        """The loss of tokens with these log-probabilities (B, T), now and when they were drawn."""
+        return self.function(
+            log_probs,
+            old_log_probs,
+            advantages,
+            mask,
+            ref_log_probs=ref_log_probs,
+            avg_factor=avg_factor,
+            **self.options(),
+        )

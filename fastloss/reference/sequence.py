@@ -6,9 +6,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._reduce import promote
+from ._reduce import promote, reduce_loss
 
-__all__ = ["crf_decode", "crf_loss", "crf_marginals"]
+__all__ = [
+    "crf_decode",
+    "crf_loss",
+    "crf_marginals",
+    "grpo_loss",
+    "minimum_risk_loss",
+    "policy_gradient_loss",
+    "ppo_loss",
+    "selective_log_softmax",
+    "self_critical_loss",
+]
 
 # ------------------------------------------------------------------- linear-chain random fields
 
@@ -133,3 +143,144 @@ def _later_steps(x: Tensor, counts: Tensor) -> list[tuple[Tensor, Tensor]]:
     Taken apart all at once: each of as many slices would have a gradient of the whole's size.
     """
     return list(zip(x.unbind(1), counts.unsqueeze(2).unbind(1), strict=True))[1:]
+
+
+# -------------------------------------------------------------- objectives for generated sequences
+
+
+def minimum_risk_loss(
+    log_probs: Tensor,
+    risks: Tensor,
+    alpha: float = 5e-3,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``Σ_k softmax(alpha log_probs)_k risks_k``."""
+    log_probs, risks = promote(log_probs, risks)
+    loss = ((alpha * log_probs).softmax(-1) * risks).sum(-1)
+    return reduce_loss(loss, None, reduction, avg_factor)
+
+
+def selective_log_softmax(logits: Tensor, index: Tensor) -> Tensor:
+    """``log_softmax(logits)[index]``."""
+    (logits,) = promote(logits)
+    return logits.log_softmax(-1).gather(-1, index.long().unsqueeze(-1)).squeeze(-1)
+
+
+def policy_gradient_loss(
+    logits: Tensor,
+    actions: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    entropy_coefficient: float = 0.0,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``-advantages log_softmax(logits)[actions] - entropy_coefficient H(softmax(logits))``."""
+    counts = torch.ones_like(actions, dtype=torch.bool) if mask is None else mask != 0
+    logits, advantages = promote(logits, advantages)
+    advantages = torch.where(counts, advantages, 0.0)
+    log_probs = torch.where(counts.unsqueeze(-1), logits, 0.0).log_softmax(-1)
+    chosen = log_probs.gather(-1, torch.where(counts, actions, 0).long().unsqueeze(-1)).squeeze(-1)
+    # A logit of -inf has a probability of 0, which must not make NaN of it.
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    entropy = -(log_probs.exp() * finite).sum(-1)
+    loss = torch.where(counts, -advantages * chosen - entropy_coefficient * entropy, 0.0)
+    return reduce_loss(loss, None, reduction, avg_factor, counted=None if mask is None else counts)
+
+
+def self_critical_loss(
+    log_probs: Tensor,
+    rewards: Tensor,
+    baseline: Tensor,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``-(rewards - baseline) log_probs``."""
+    counts, (log_probs, rewards, baseline) = _of_tokens(mask, log_probs, rewards, baseline)
+    loss = (baseline - rewards) * log_probs
+    return reduce_loss(loss, None, reduction, avg_factor, counted=counts)
+
+
+def ppo_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    clip: float = 0.2,
+    reduction: str = "mean",
+    *,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``-min(r A, clip(r, 1 - clip, 1 + clip) A)``, with ``r = e^(log_probs - old_log_probs)``."""
+    counts, (x, old, advantage) = _of_tokens(mask, log_probs, old_log_probs, advantages)
+    loss = _clipped_surrogate(x, old, advantage, clip, clip)
+    if counts is not None:
+        loss = torch.where(counts, loss, 0.0)
+    return reduce_loss(loss, None, reduction, avg_factor, counted=counts)
+
+
+def grpo_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None,
+    *,
+    ref_log_probs: Tensor | None = None,
+    beta: float = 0.0,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    normalizer: str = "grpo",
+    reduction: str = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """The clipped surrogate and ``beta (e^d - d - 1)``, with ``d = ref_log_probs - log_probs``."""
+    reference = log_probs.detach() if ref_log_probs is None else ref_log_probs
+    counts, (x, old, advantage, ref) = _of_tokens(
+        mask, log_probs, old_log_probs, advantages, reference
+    )
+    loss = _clipped_surrogate(x, old, advantage, clip_low, clip_high)
+    if beta != 0:
+        difference = _bounded(ref - x)
+        loss = loss + beta * (difference.exp() - difference - 1)
+    if counts is not None:
+        loss = torch.where(counts, loss, 0.0)
+    if reduction == "mean" and normalizer == "grpo":
+        tokens = max(loss.shape[-1], 1) if counts is None else counts.sum(-1).clamp(min=1)
+        return reduce_loss(loss.sum(-1) / tokens, None, reduction, avg_factor)
+    everything = normalizer == "dr_grpo"
+    return reduce_loss(loss, None, reduction, avg_factor, counted=None if everything else counts)
+
+
+def _of_tokens(
+    mask: Tensor | None, log_probs: Tensor, *others: Tensor
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """What counts, and numbers per token in the compute dtype, 0 where nothing counts."""
+    per_token = [
+        (other.unsqueeze(-1) if other.dim() < log_probs.dim() else other).expand_as(log_probs)
+        for other in others
+    ]
+    numbers = promote(log_probs, *per_token)
+    if mask is None:
+        return None, numbers
+    counts = mask != 0
+    return counts, tuple(torch.where(counts, number, 0.0) for number in numbers)
+
+
+def _bounded(log_ratio: Tensor) -> Tensor:
+    """20 at most, so that its exponential stays finite."""
+    return torch.where(log_ratio > 20, 20.0, log_ratio)
+
+
+def _clipped_surrogate(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, low: float, high: float
+) -> Tensor:
+    ratio = _bounded(log_probs - old_log_probs).exp()
+    gain = ratio * advantages
+    # Where this is not the gain itself, it has no slope.
+    clipped = ratio.detach().clamp(1 - low, 1 + high) * advantages
+    return -torch.where(gain > clipped, clipped, gain)
