@@ -341,8 +341,8 @@ def _twin(loss: str) -> _Twin:
     function = getattr(reference, name)
     tensors, floats, options = [], [], {}
     parameters = inspect.signature(function).parameters
-    for parameter in parameters:
-        if parameter in _TENSORS:
+    for parameter, described in parameters.items():
+        if parameter in _TENSORS and "Tensor" in described.annotation:  # mu is a number elsewhere
             tensors.append(parameter)
         elif parameter in ("mode", "kind", "w_type", "scheme"):
             options[parameter] = option

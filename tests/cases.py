@@ -1160,11 +1160,13 @@ LABELLED_BATCH = Family(
 
 
 def _graph(shape: Shape, generator: Generator) -> dict[str, Tensor]:
-    """Edges (2, E) of nodes with D features, and fewer other pairs, for a shape (E, N, D).
+    """Edges (2, E) of nodes with D features, and fewer other pairs, for a shape (E, N, D), or (E, D)
+    with N = 3.
 
     The first node is an end of many edges, up to two hundred; the last node is of none.
     """
-    edges, nodes, features = shape
+    edges, *given, features = shape
+    nodes = given[0] if given else 3
 
     def pairs(count: int) -> Tensor:
         ends = torch.randint(max(nodes - 1, 1), (2, count), generator=generator)

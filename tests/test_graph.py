@@ -352,7 +352,7 @@ def test_rows_that_nearly_agree(device: str) -> None:
         mine, expected = (rows.detach().requires_grad_() for rows in (x, x.double()))
         loss = F.scaled_cosine_error(mine, y, alpha, "none")
         oracle = reference.scaled_cosine_error(expected, y.double(), alpha, "none")
-        torch.testing.assert_close(loss.double(), oracle, rtol=2e-3, atol=0)
+        torch.testing.assert_close(loss.double(), oracle, rtol=1e-2, atol=0)
         (gradient,) = torch.autograd.grad(loss.sum(), mine)
         (of_oracle,) = torch.autograd.grad(oracle.sum(), expected)
         allowed = 5e-3 * float(of_oracle.abs().max())
