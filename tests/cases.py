@@ -1160,8 +1160,9 @@ LABELLED_BATCH = Family(
 
 
 def _graph(shape: Shape, generator: Generator) -> dict[str, Tensor]:
-    """Edges (2, E) of nodes with D features, and fewer other pairs, for a shape (E, N, D), or (E, D)
-    with N = 3.
+    """Edges (2, E) of nodes with D features, and fewer other pairs.
+
+    Of a shape (E, N, D), or (E, D) with N = 3.
 
     The first node is an end of many edges, up to two hundred; the last node is of none.
     """
