@@ -723,6 +723,54 @@ def _batch_hard_triplet_loss(
     return loss.sum() / is_anchor.sum() if reduction == "mean" else loss.sum()
 
 
+# ----------------------------------------------------------------------------------------- graphs
+
+
+def _graph_reconstruction_loss(
+    z: Tensor, pos_edge_index: Tensor, neg_edge_index: Tensor, reduction: str = "mean"
+) -> Tensor:
+    """PyTorch Geometric's, whose decoder stops before the sigmoid here: it saturates."""
+
+    def decoded(edge_index: Tensor) -> Tensor:
+        return (z[edge_index[0]] * z[edge_index[1]]).sum(dim=1)
+
+    of_edges = -torch_functional.logsigmoid(decoded(pos_edge_index))
+    of_others = -torch_functional.logsigmoid(-decoded(neg_edge_index))
+    if reduction == "none":
+        return torch.cat((of_edges, of_others))
+    return _reduce(of_edges, reduction) + _reduce(of_others, reduction)
+
+
+def _variational_graph_kl_loss(mu: Tensor, logstd: Tensor, reduction: str = "mean") -> Tensor:
+    """PyTorch Geometric's."""
+    logstd = logstd.clamp(max=10)
+    loss = -0.5 * torch.sum(1 + 2 * logstd - mu**2 - logstd.exp() ** 2, dim=-1)
+    return _reduce(loss, reduction)
+
+
+def _deep_graph_infomax_loss(
+    pos_logits: Tensor, neg_logits: Tensor, reduction: str = "mean"
+) -> Tensor:
+    of_true = -torch_functional.logsigmoid(pos_logits)
+    return _reduce(of_true, reduction) + _reduce(
+        -torch_functional.logsigmoid(-neg_logits), reduction
+    )
+
+
+def _scaled_cosine_error(
+    x: Tensor, y: Tensor, alpha: float = 3.0, reduction: str = "mean"
+) -> Tensor:
+    """GraphMAE's."""
+    x, y = (torch_functional.normalize(rows, dim=-1) for rows in (x, y))
+    return _reduce((1 - (x * y).sum(dim=-1)).pow(alpha), reduction)
+
+
+def _bootstrap_latent_loss(predictions: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """As the code of BYOL has it."""
+    cosine = torch_functional.cosine_similarity(predictions, targets.detach(), dim=-1)
+    return _reduce(2 - 2 * cosine, reduction)
+
+
 # -------------------------------------------------------------------------------------- the lists
 
 _SAME_FOR_BOTH: dict[str, LossFunction] = {
@@ -743,6 +791,11 @@ _SAME_FOR_BOTH: dict[str, LossFunction] = {
     "hinge_generator_loss": _negative_score,
     "batch_hard_triplet_loss": _batch_hard_triplet_loss,
     "policy_gradient_loss": _policy_gradient_loss,
+    "graph_reconstruction_loss": _graph_reconstruction_loss,
+    "variational_graph_kl_loss": _variational_graph_kl_loss,
+    "deep_graph_infomax_loss": _deep_graph_infomax_loss,
+    "scaled_cosine_error": _scaled_cosine_error,
+    "bootstrap_latent_loss": _bootstrap_latent_loss,
 }
 # Run eagerly, and given to the compiler.
 _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {

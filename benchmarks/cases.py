@@ -218,6 +218,13 @@ _WITH_GOALS = (
         Goal(eager=3),
     ),
     BenchmarkCase(
+        "graph-reconstruction",
+        "Graph autoencoder, 1 M edges × 64",
+        find_case("graph_reconstruction_loss"),
+        (1_000_000, 100_000, 64),
+        goal=Goal(eager=3, memory_of_eager=True),
+    ),
+    BenchmarkCase(
         "crf",
         "CRF, 32 × 128, 32 tags",
         find_case("crf_loss"),
@@ -269,6 +276,8 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "pairs": (64, 100),
     "triplet": (1 << 11, 64),
     "batch_hard": (1 << 8, 64),
+    "row_pair": (1 << 14, 64),
+    "edges": (1 << 14, 1 << 11, 64),
     "pointwise": (1 << 14, 64),
     "softmax": (1 << 14, 64),
     "linear_cross_entropy": (1 << 11, 64, 1 << 12),

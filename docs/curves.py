@@ -18,6 +18,8 @@ from tests.cases import (
     CLASS_INDICES,
     CROWD,
     DETECTION_LOGITS,
+    DISCRIMINATED,
+    DISTRIBUTIONS,
     FAKE,
     PROBABILITIES,
     REAL_AND_FAKE,
@@ -84,11 +86,12 @@ def _against(targets: dict[str, float]) -> Callable[[Tensor, Case], Sequence[Cur
 
 def _scores(places: Tensor, case: Case) -> Sequence[Curve]:
     """A discriminator's loss is of two scores: one moves, the other one is where it costs least."""
-    if case.family is FAKE:
-        return [Curve("fake", {"fake": places})]
+    sides = case.family.differentiable
+    if len(sides) == 1:
+        return [Curve(sides[0], {sides[0]: places})]
     candidates = torch.linspace(-60, 60, 2401, dtype=torch.float64)
     best = {}
-    for side, other in (("real", "fake"), ("fake", "real")):
+    for side, other in (sides, sides[::-1]):
         scores = {side: candidates, other: torch.zeros_like(candidates)}
         loss = case.reference({**case.options, **scores}, reduction="none")
         # A critic's loss has no least: its scores may be anything.
@@ -100,10 +103,27 @@ def _scores(places: Tensor, case: Case) -> Sequence[Curve]:
                 **{name: score.to(places).expand(POINTS) for name, score in best.items()},
                 side: places,
             },
-            dashed=side == "fake",
+            dashed=side == sides[1],
         )
         for side in best
     ]
+
+
+def _distributions(places: Tensor, case: Case) -> Sequence[Curve]:
+    """Mean or deviation move, the other one is that of the normal distribution."""
+    rows = places[:, None]
+    names = case.family.differentiable
+    normal = {name: torch.zeros_like(rows) for name in names}
+    return [
+        Curve(name, {**normal, name: rows}, dashed=number > 0) for number, name in enumerate(names)
+    ]
+
+
+def _directions(places: Tensor, case: Case) -> Sequence[Curve]:
+    """Two features whose second one moves, against a row along the first."""
+    rows = torch.stack((torch.ones_like(places), places), -1)
+    first, second = case.family.build((1, 2), torch.Generator())
+    return [Curve("", {first: rows, second: torch.tensor([1.0, 0.0]).to(rows).expand_as(rows)})]
 
 
 CLASSES = 10
@@ -174,6 +194,8 @@ _OF_FAMILY: dict[Family, Axis | None] = {
     PROBABILITIES: Axis("probability", _places(0.005, 0.995), _LOGITS),
     REAL_AND_FAKE: Axis("score", _places(-3, 3), _scores),
     FAKE: Axis("score", _places(-3, 3), _scores),
+    DISCRIMINATED: Axis("logit", _places(-6, 6), _scores),
+    DISTRIBUTIONS: Axis("µ, ln σ", _places(-2, 2), _distributions, lambda g: g[:, 0]),
     CROWD: Axis("shift towards another object", _places(-0.5, 1.5), _crowd, _along_x),
     DETECTION_LOGITS: Axis("logit", _places(-6, 6), _LOGITS),
     CLASS_INDICES: None,
@@ -190,6 +212,7 @@ _OF_ENGINE: dict[str, Axis] = {
     "box_pair": Axis(
         "shift, in widths", _places(-2, 2), _shifted_boxes, lambda g: SIDE * _along_x(g)
     ),
+    "row_pair": Axis("(1, x) against (1, 0)", _places(-3, 3), _directions, lambda g: g[:, 1]),
 }
 
 

@@ -58,7 +58,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     ),
     "graphs": (
         *("graph_reconstruction_loss", "scaled_cosine_error", "info_nce_loss"),
-        *("deep_graph_infomax_loss", "bootstrap_latent_loss", "mse_loss"),
+        *("deep_graph_infomax_loss", "bootstrap_latent_loss", "variational_graph_kl_loss"),
+        "mse_loss",
     ),
     "generative networks": (
         *("lsgan_discriminator_loss", "wasserstein_discriminator_loss", "gradient_penalty"),

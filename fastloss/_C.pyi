@@ -88,6 +88,12 @@ def triplet(
 def batch_hard(
     loss: str, embeddings: Tensor, labels: Tensor, parameters: Numbers, reduction: str
 ) -> Tensor: ...
+def row_pair(
+    loss: str, first: Tensor, second: Tensor, parameters: Numbers, reduction: str
+) -> Tensor: ...
+def edges(
+    loss: str, z: Tensor, pos_edge_index: Tensor, neg_edge_index: Tensor, reduction: str
+) -> Tensor: ...
 def region(
     loss: str,
     input: Tensor,

@@ -273,6 +273,25 @@ def batch_hard(
     return call(loss, embeddings, labels, parameters, reduction)
 
 
+def row_pair(
+    loss: str, first: Tensor, second: Tensor, parameters: Parameters, *, reduction: str
+) -> Tensor:
+    """A loss with one number per two rows of features."""
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.row_pair(
+            loss, first, second, parameters, None, None, reduction, None, None
+        )
+    return _C.row_pair(loss, first, second, parameters, reduction)
+
+
+def edges(
+    loss: str, z: Tensor, pos_edge_index: Tensor, neg_edge_index: Tensor, *, reduction: str
+) -> Tensor:
+    """A loss of the edges of a graph, and of pairs of nodes that are none."""
+    call = torch.ops.fastloss.edges if torch.compiler.is_compiling() else _C.edges
+    return call(loss, z, pos_edge_index, neg_edge_index, reduction)
+
+
 def crf(
     emissions: Tensor,
     tags: Tensor,
@@ -347,8 +366,8 @@ def _twin(loss: str) -> _Twin:
     function = getattr(reference, name)
     tensors, floats, options = [], [], {}
     parameters = inspect.signature(function).parameters
-    for parameter in parameters:
-        if parameter in _TENSORS:
+    for parameter, described in parameters.items():
+        if parameter in _TENSORS and "Tensor" in described.annotation:  # mu is a number elsewhere
             tensors.append(parameter)
         elif parameter in ("mode", "kind", "w_type", "scheme"):
             options[parameter] = option
@@ -370,6 +389,8 @@ _TENSORS = frozenset(
         *("scores", "relevance", "log_probs", "risks", "logits", "actions", "index"),
         *("rewards", "baseline", "old_log_probs"),
         *("input1", "input2", "anchor", "positive", "negative", "embeddings", "labels"),
+        *("z", "pos_edge_index", "neg_edge_index", "mu", "logstd", "pos_logits", "neg_logits"),
+        *("x", "y", "predictions"),
     }
 )
 # Given by name.
@@ -378,7 +399,7 @@ _NAMED = frozenset(
         *("weight", "pos_weight", "linear_bias", "reduction", "avg_factor"),
         *("batch_index", "target_batch_index", "mask"),
         *("activation", "squared_pred", "include_background", "batch"),
-        *("classes", "per_image"),
+        *("classes", "per_image", "generator"),
         *("advantages", "ref_log_probs", "normalizer"),
     }
 )
@@ -644,6 +665,12 @@ def _batch_hard_reference(
     return _call_twin(loss, (embeddings, labels), margin, reduction=reduction)
 
 
+def _edges_reference(
+    loss: str, z: Tensor, pos_edge_index: Tensor, neg_edge_index: Tensor, reduction: str
+) -> Tensor:
+    return _call_twin(loss, (z, pos_edge_index, neg_edge_index), [], reduction=reduction)
+
+
 def _reference_itself(name: str) -> Callable[..., Any]:
     """The twin of an operator with the function's own signature."""
 
@@ -669,6 +696,8 @@ for _engine, _function in {
     "pairs": _pairs_reference,
     "triplet": _triplet_reference,
     "batch_hard": _batch_hard_reference,
+    "row_pair": _two_tensors_reference,
+    "edges": _edges_reference,
     "crf": _reference_itself("crf_loss"),
     "crf_marginals": _reference_itself("crf_marginals"),
     "crf_decode": _reference_itself("crf_decode"),

@@ -1346,6 +1346,124 @@ LABELLED_BATCH = Family(
 )
 
 
+# ------------------------------------------------------------------------------------------- graphs
+
+
+def _graph(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Edges (2, E) of nodes with D features, and fewer other pairs.
+
+    Of a shape (E, N, D), or (E, D) with N = 3.
+
+    The first node is an end of many edges, up to two hundred; the last node is of none.
+    """
+    edges, *given, features = shape
+    nodes = given[0] if given else 3
+
+    def pairs(count: int) -> Tensor:
+        ends = torch.randint(max(nodes - 1, 1), (2, count), generator=generator)
+        hub = torch.rand(2, count, generator=generator) < min(100 / max(count, 1), 0.125)
+        return torch.where(hub, 0, ends)
+
+    z = torch.randn(nodes, features, generator=generator, dtype=torch.float64)
+    return {
+        "z": 1.5 / features**0.25 * z,  # so that logits are a few units wide
+        "pos_edge_index": pairs(edges),
+        "neg_edge_index": pairs(edges - edges // 3),
+    }
+
+
+def _degenerate_graph() -> dict[str, Tensor]:
+    """Every node with every other and with itself, as an edge and as none."""
+    rows = torch.tensor(_DEGENERATE_ROWS, dtype=torch.float64)
+    nodes = torch.arange(len(rows))
+    pairs = torch.cartesian_prod(nodes, nodes).T.contiguous()
+    return {"z": rows, "pos_edge_index": pairs, "neg_edge_index": pairs.flip(0)}
+
+
+GRAPH = Family(
+    engine="edges",
+    build=_graph,
+    degenerate=_degenerate_graph,
+    differentiable=("z",),
+    shape_of=lambda size: (size, min(size, 131) // 3 + 3 if size else 0, 6),
+    integers=("pos_edge_index", "neg_edge_index"),
+    element_wise=False,
+)
+
+
+def _two_rows(first: str, second: str) -> Callable[[Shape, Generator], dict[str, Tensor]]:
+    def build(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+        """Rows of features (..., D) that point about the same way."""
+        rows = torch.randn(shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return {first: rows + noise / 2, second: 3 * rows - noise}
+
+    return build
+
+
+def _degenerate_two_rows(first: str, second: str) -> Callable[[], dict[str, Tensor]]:
+    def build() -> dict[str, Tensor]:
+        """Equal, opposed, at right angles, far longer than each other; without any direction."""
+        rows = torch.tensor(_DEGENERATE_ROWS, dtype=torch.float64)
+        index = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(len(rows)))
+        return {first: rows[index[:, 0]], second: rows[index[:, 1]]}
+
+    return build
+
+
+X_AND_Y = Family(
+    engine="row_pair",
+    build=_two_rows("x", "y"),
+    degenerate=_degenerate_two_rows("x", "y"),
+    differentiable=("x", "y"),
+    # (Rows of one feature have one direction, or the opposite one.)
+    shape_of=lambda size: (5 + size // 16, min(size + 1, 37)) if size else (0, 7),
+    degenerate_error=1e-10,  # what a row of 2^-10 is divided by, its digits are too
+)
+PREDICTED_ROWS = replace(
+    X_AND_Y,
+    build=_two_rows("predictions", "targets"),
+    degenerate=_degenerate_two_rows("predictions", "targets"),
+    differentiable=("predictions",),
+)
+
+
+def _distributions(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    return {
+        "mu": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "logstd": torch.randn(shape, generator=generator, dtype=torch.float64) / 2,
+    }
+
+
+def _degenerate_distributions() -> dict[str, Tensor]:
+    numbers = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    both = torch.cartesian_prod(numbers, numbers)
+    return {"mu": both[:, :1].contiguous(), "logstd": both[:, 1:].contiguous()}
+
+
+DISTRIBUTIONS = Family(
+    engine="row_pair",
+    build=_distributions,
+    degenerate=_degenerate_distributions,
+    differentiable=("mu", "logstd"),
+    shape_of=TRIPLETS.shape_of,
+    trained=2,
+)
+
+
+def _discriminated(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"pos_logits": tensors["real"], "neg_logits": tensors["fake"]}
+
+
+DISCRIMINATED = Family(
+    engine="pointwise",
+    build=lambda shape, generator: _discriminated(_real_and_fake(shape, generator)),
+    degenerate=lambda: _discriminated(_degenerate_real_and_fake()),
+    differentiable=("pos_logits", "neg_logits"),
+    trained=2,
+)
+
+
 # ---------------------------------------------------------------------------------------- the table
 
 _SEGMENTATION: tuple[Case, ...] = (
@@ -2042,6 +2160,21 @@ CASES: tuple[Case, ...] = (
         "soft",
         {"margin": None},
     ),
+    Case("graph_reconstruction_loss", "Graph autoencoder", GRAPH, "GraphReconstructionLoss"),
+    Case(
+        "variational_graph_kl_loss", "Graph autoencoder KL", DISTRIBUTIONS, "VariationalGraphKLLoss"
+    ),
+    Case("deep_graph_infomax_loss", "Graph infomax", DISCRIMINATED, "DeepGraphInfomaxLoss"),
+    Case("scaled_cosine_error", "Scaled cosine error", X_AND_Y, "ScaledCosineError"),
+    Case(
+        "scaled_cosine_error",
+        "Scaled cosine error, α 1.5",
+        X_AND_Y,
+        "ScaledCosineError",
+        variant="alpha",
+        options={"alpha": 1.5},
+    ),
+    Case("bootstrap_latent_loss", "Bootstrap latent", PREDICTED_ROWS, "BootstrapLatentLoss"),
 )
 
 

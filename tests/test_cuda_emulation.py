@@ -136,6 +136,7 @@ TABLE: dict[str, tuple[tuple[str, ...], float]] = {
     ),
     "test_metric_learning.py": (("test_no_matrix",), 0.1),
     "test_sequence.py": ((), 0.2),
+    "test_graph.py": ((), 0.05),
 }
 
 
@@ -202,6 +203,12 @@ CHAIN = (
             f"{CHAIN}; F.crf_marginals(x, transitions, mask=mask)",
             "mask[0, 1] = False; F.crf_decode(x, transitions, mask=mask)",
             "fastloss: a mask counts a step after one it does not count",
+        ),
+        (
+            "z, edges = torch.zeros(3, 2), torch.tensor([[0, 1], [2, 2]]); "
+            "F.graph_reconstruction_loss(z, edges, edges)",
+            "F.graph_reconstruction_loss(z, edges, edges + 1)",
+            "fastloss: an end of an edge is not a node",
         ),
     ],
 )

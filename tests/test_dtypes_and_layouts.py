@@ -85,6 +85,7 @@ DENSE_INTEGER_TARGETS = {"target", "targets"}
     lambda case: (
         not DENSE_INTEGER_TARGETS.isdisjoint(case.arguments())
         and not case.family.integers
+        and case.family.engine != "row_pair"
         and (case.family.engine != "softmax" or case.function == "distribution_focal_loss")
     )
 )

@@ -279,6 +279,7 @@ RANGES: list[tuple[str, str, list[Any], str]] = [
     ("triplet_margin_loss", "p", [0.0, -1.0, NAN], "above 0"),
     ("triplet_margin_loss", "eps", [-1e-6, NAN], "at least 0"),
     ("batch_hard_triplet_loss", "margin", [-0.5, NAN], "at least 0 or None"),
+    ("scaled_cosine_error", "alpha", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
     ("neural_ndcg_loss", "temperature", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
 ]
 
@@ -670,14 +671,15 @@ def test_the_operator_checks_as_the_function_does(case: Case) -> None:
     "engine",
     [
         *("pointwise", "softmax", "region", "ranked_region", "box_pair", "box_matrix"),
-        *("box_crowd", "pairs", "triplet", "batch_hard"),
+        *("box_crowd", "pairs", "triplet", "batch_hard", "row_pair", "edges"),
     ],
 )
 def test_operators_refuse_unknown_formulas(engine: str) -> None:
     case = next(case for case in CASES if case.family.engine == engine)
+    shapes = {"box_pair": (2,), "edges": (2, 2, 2)}
     tensors = [
         value
-        for value in case.arguments((2, 2) if engine != "box_pair" else (2,)).values()
+        for value in case.arguments(shapes.get(engine, (2, 2))).values()
         if isinstance(value, torch.Tensor)
     ]
     rest: tuple[Any, ...] = {
@@ -691,6 +693,8 @@ def test_operators_refuse_unknown_formulas(engine: str) -> None:
         "pairs": ([], None, None, "mean", None, None),
         "triplet": ([1.0, 2.0, 1e-6, 0.0], "mean"),
         "batch_hard": ([1.0], "mean"),
+        "row_pair": ([], None, None, "mean", None, None),
+        "edges": ("mean",),
     }[engine]
     with pytest.raises(ValueError, match="cosine_loss"):
         getattr(torch.ops.fastloss, engine)("cosine_loss", *tensors, *rest)

@@ -47,6 +47,7 @@ def size(case: Case) -> tuple[int, ...]:
         "pointwise": (20_000, 5),
         "softmax": softmax,
         "triplet": (2_000, 50),
+        "row_pair": (2_000, 50),
     }[case.family.engine]
 
 

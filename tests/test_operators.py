@@ -20,6 +20,7 @@ from torch import Tensor, nn
 ENGINES = (
     *("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region"),
     *("box_pair", "box_matrix", "box_crowd", "pairs", "triplet", "batch_hard"),
+    *("row_pair", "edges"),
     *("crf", "crf_marginals", "crf_decode"),
 )
 # One row per engine and shape of arguments, for what is too slow to do with every row.
@@ -34,6 +35,8 @@ FEW = (
     "margin_ranking_loss",
     "triplet_margin_loss",
     "batch_hard_triplet_loss",
+    "graph_reconstruction_loss",
+    "scaled_cosine_error",
     "cross_entropy-weight",
     "linear_cross_entropy-smoothing",
     "cross_entropy-probabilities",
@@ -137,7 +140,7 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
             torch.library.opcheck(
                 backward, (loss, steps, slopes, values[1], *rest), test_utils=tests
             )
-        elif engine == "box_crowd":
+        elif engine in ("box_crowd", "edges"):
             torch.library.opcheck(forward, (*values, None, True), test_utils=tests)
             torch.library.opcheck(forward, (*values, None, False), test_utils=tests)
         elif engine == "triplet":

@@ -27,6 +27,8 @@ def several_blocks(case: Case) -> Shape:
         "pairs": (35, 21),
         "triplet": (70, 24),
         "batch_hard": (150, 12),
+        "row_pair": (70, 24),
+        "edges": (300, 20, 70),  # more features than a warp takes at a time
     }[case.family.engine]
 
 

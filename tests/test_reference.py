@@ -344,6 +344,9 @@ ELEMENT_BY_HAND: dict[str, Callable[..., float]] = {
     "non_saturating_generator_loss": lambda fake: log_loss(sigma(fake), 1.0),
     "hinge_discriminator_loss": lambda real, fake: max(0.0, 1 - real) + max(0.0, 1 + fake),
     "hinge_generator_loss": lambda fake: -fake,
+    "deep_graph_infomax_loss": lambda positive, negative: (
+        log_loss(sigma(positive), 1.0) + log_loss(sigma(negative), 0.0)
+    ),
 }
 BY_OTHER_TESTS = {"sigmoid_focal_loss", "quantile_loss-several"}
 

@@ -35,6 +35,8 @@ def large(case: Case) -> int | tuple[int, ...]:
         "pairs": (70, 50),
         "triplet": (3001, 29),
         "batch_hard": (300, 21),
+        "row_pair": (3001, 29),
+        "edges": (40_001, 700, 20),
     }[case.family.engine]
 
 

@@ -48,6 +48,22 @@ FASTLOSS_INLINE X one_minus_exp_of_minus(const X& x) {
   return (V(2) * t) / (V(1) + t);
 }
 
+// eˣ − 1 − x, how far the exponential is above its tangent at 0. Near 0 by its series: there it is
+// a difference of nearly equal numbers.
+template <class X>
+FASTLOSS_INLINE X exp_minus_tangent(const X& x) {
+  if constexpr (IsDual<X>) {
+    const auto value = exp_minus_tangent(x.value);
+    return chain(x, value, x.value + value);
+  } else {
+    using T = scalar_of<X>;
+    constexpr int kTerms = sizeof(T) == 4 ? 11 : 18;
+    X series(1);
+    for (int n = kTerms; n > 2; --n) series = X(1) + x * series * X(T(1) / T(n));
+    return select(abs(x) < T(0.75), T(0.5) * x * x * series, exp(x) - T(1) - x);
+  }
+}
+
 // ln cosh x. |x| − ln(1 + tanh|x|) is the same, but near 0 it is a difference of nearly equal
 // numbers.
 template <class X>

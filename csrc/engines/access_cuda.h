@@ -58,6 +58,18 @@ inline bool is_packed(const Layout& layout, int operand, const void* data, DType
   return true;
 }
 
+// The same of rows of features, which are no dimension of the layout.
+inline bool are_rows_packed(const Layout& layout, int operand, const void* data, DType dtype,
+                            int64_t feature_stride, int64_t features, int width) {
+  if (data == nullptr) return true;
+  if (features % width != 0 || feature_stride != 1 || !is_pack_aligned(data, dtype, width))
+    return false;
+  for (int d = 0; d < layout.dims; ++d) {
+    if (layout.stride[operand][d] % width != 0) return false;
+  }
+  return true;
+}
+
 // --- on the device ---
 
 // The element of each operand at a position in walking order.

@@ -9,6 +9,7 @@
 
 #include "losses/box_crowd.h"
 #include "losses/box_pair.h"
+#include "losses/graph.h"
 #include "losses/pointwise.h"
 #include "losses/ranking.h"
 #include "losses/region.h"
@@ -115,7 +116,8 @@ const Catalogue& catalogue() {
       list_of<FASTLOSS_TARGET::BoxSimilarities>(),    list_of<FASTLOSS_TARGET::BoxCrowdLosses>(),
       list_of<FASTLOSS_TARGET::SoftmaxLosses>(),      list_of<FASTLOSS_TARGET::RegionLosses>(),
       list_of<FASTLOSS_TARGET::RankedRegionLosses>(), list_of<FASTLOSS_TARGET::ListLosses>(),
-      list_of<FASTLOSS_TARGET::TripletLosses>(),      list_of<FASTLOSS_TARGET::BatchHardLosses>()};
+      list_of<FASTLOSS_TARGET::TripletLosses>(),      list_of<FASTLOSS_TARGET::BatchHardLosses>(),
+      list_of<FASTLOSS_TARGET::RowPairLosses>(),      list_of<FASTLOSS_TARGET::EdgeLosses>()};
   return kCatalogue;
 }
 

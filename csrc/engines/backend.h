@@ -6,11 +6,13 @@
 #include "engines/box_crowd.h"
 #include "engines/box_matrix.h"
 #include "engines/box_pair.h"
+#include "engines/edges.h"
 #include "engines/label_total.h"
 #include "engines/pairs.h"
 #include "engines/pointwise.h"
 #include "engines/ranked_region.h"
 #include "engines/region.h"
+#include "engines/row_pair.h"
 #include "engines/scale.h"
 #include "engines/sequence.h"
 #include "engines/softmax.h"
@@ -36,6 +38,10 @@ struct Backend {
   void (*triplet)(const TripletArguments&, const Execution&);
   void (*batch_hard)(const BatchHardArguments&, const Execution&);
   void (*batch_hard_gradient)(const BatchHardArguments&, const Execution&);
+  void (*row_pair)(const RowPairArguments&, const Execution&);
+  void (*edge_ends)(const EdgeEndsArguments&, const Execution&);
+  void (*edge_order)(const EdgeOrderArguments&, const Execution&);  // null on CUDA: torch sorts
+  void (*edges)(const EdgesArguments&, const Execution&);
   void (*crf)(const CrfArguments&, const Execution&);
   int64_t (*crf_scratch)(const CrfArguments&);
   void (*decode)(const DecodeArguments&, const Execution&);
@@ -77,7 +83,7 @@ struct LossList {
 };
 struct Catalogue {
   LossList pointwise, box_pair, box_matrix, box_crowd, softmax, region, ranked_region, pairs,
-      triplet, batch_hard;
+      triplet, batch_hard, row_pair, edges;
 };
 const Catalogue& catalogue();
 

@@ -21,6 +21,10 @@ void pairs(const PairsArguments& arguments, const Execution& execution);
 void triplet(const TripletArguments& arguments, const Execution& execution);
 void batch_hard(const BatchHardArguments& arguments, const Execution& execution);
 void batch_hard_gradient(const BatchHardArguments& arguments, const Execution& execution);
+void row_pair(const RowPairArguments& arguments, const Execution& execution);
+void edge_ends(const EdgeEndsArguments& arguments, const Execution& execution);
+void edge_order(const EdgeOrderArguments& arguments, const Execution& execution);  // the CPU's
+void edges(const EdgesArguments& arguments, const Execution& execution);
 void crf(const CrfArguments& arguments, const Execution& execution);
 int64_t crf_scratch(const CrfArguments& arguments);
 void decode(const DecodeArguments& arguments, const Execution& execution);

@@ -10,8 +10,10 @@ namespace fastloss::FASTLOSS_TARGET {
 extern const Backend kBackend;
 #if defined(FASTLOSS_TARGET_IS_CUDA)
 constexpr bool kNeedsWorkspace = true;
+constexpr decltype(Backend::edge_order) kEdgeOrder = nullptr;
 #else
 constexpr bool kNeedsWorkspace = false;
+constexpr decltype(Backend::edge_order) kEdgeOrder = edge_order;
 #endif
 const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        kNeedsWorkspace,
@@ -30,6 +32,10 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        triplet,
                        batch_hard,
                        batch_hard_gradient,
+                       row_pair,
+                       edge_ends,
+                       kEdgeOrder,
+                       edges,
                        crf,
                        crf_scratch,
                        decode,

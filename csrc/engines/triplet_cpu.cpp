@@ -5,7 +5,7 @@
 #include "core/vec.h"
 #include "engines/arena.h"
 #include "engines/kernels.h"
-#include "engines/staging.h"
+#include "engines/row_cpu.h"
 #include "losses/triplet.h"
 
 namespace fastloss::FASTLOSS_TARGET {
@@ -23,35 +23,6 @@ struct Triplet {
   const T* member[kTripletMembers];
   T* gradient[kTripletMembers];
 };
-
-// Calls visit(i, load, store) for every vector of a row, the last of which may be incomplete:
-// load(numbers) and store(numbers, vector) reach no farther than the row, and `inside(vector)` is 0
-// beyond it.
-template <class T, class Visit>
-FASTLOSS_INLINE void for_each_vector(int64_t features, const Visit& visit) {
-  using V = Vec<T>;
-  const int64_t whole = features / V::kLanes * V::kLanes, rest = features - whole;
-  for (int64_t i = 0; i < whole; i += V::kLanes) {
-    visit([&](const T* row) { return V::load(row + i); },
-          [&](T* row, V value, bool streaming) {
-            if (streaming) {
-              value.store_streaming(row + i);
-            } else {
-              value.store(row + i);
-            }
-          },
-          [](V value) { return value; });
-  }
-  if (rest == 0) return;
-  const auto is_inside = lane_numbers<T>() < V(T(rest));
-  visit([&](const T* row) { return load_some(row + whole, rest); },
-        [&](T* row, V value, bool /*streaming*/) {
-          T numbers[V::kLanes];
-          value.store(numbers);
-          copy(row + whole, numbers, rest);
-        },
-        [&](V value) { return select(is_inside, value, V(0)); });
-}
 
 // The loss of one triplet; its gradients where there is room for them.
 template <class Formula, class T, bool kSwap, bool kGradient>
@@ -137,9 +108,6 @@ void run_typed(const TripletArguments& arguments, const Execution& execution) {
   const Layout& layout = arguments.layout;
   const int64_t features = arguments.features;
   const bool streaming = kGradient && outlives_caches(layout.numel * features * int64_t{sizeof(T)});
-  const auto is_direct = [&](const auto& tensor, int64_t stride) {
-    return tensor.dtype == dtype_of<T> && stride == 1;
-  };
   const int64_t smallest_chunk = 1 + kSmallestChunk / (features + 1);
   const double sum = sum_over_chunks(
       execution, layout.numel, smallest_chunk, [&](int64_t chunk_begin, int64_t chunk_end) {
@@ -157,22 +125,11 @@ void run_typed(const TripletArguments& arguments, const Execution& execution) {
                 };
                 Triplet<T> triplet;
                 for (int k = 0; k < kTripletMembers; ++k) {
-                  const Input& member = arguments.members[k];
-                  const int64_t stride = arguments.feature_stride[k];
-                  if (is_direct(member, stride)) {
-                    triplet.member[k] = static_cast<const T*>(member.data) + offset_of(k);
-                  } else {
-                    load_strided(stage[k], 1, member, offset_of(k), stride, features);
-                    triplet.member[k] = stage[k];
-                  }
-                  const Output& gradient = arguments.gradients[k];
-                  T*& place = triplet.gradient[k];
-                  place = nullptr;
-                  if (gradient && gradient.dtype == dtype_of<T>) {
-                    place = static_cast<T*>(gradient.data) + offset_of(kTripletGradients + k);
-                  } else if (gradient) {
-                    place = stage[kTripletMembers + k];
-                  }
+                  triplet.member[k] = readable_row(arguments.members[k], offset_of(k),
+                                                   arguments.feature_stride[k], features, stage[k]);
+                  triplet.gradient[k] =
+                      writable_row(arguments.gradients[k], offset_of(kTripletGradients + k),
+                                   stage[kTripletMembers + k]);
                 }
                 const T loss = run_triplet<Formula, T, kSwap, kGradient>(
                     triplet, features, parameter, T(arguments.gradient_factor), streaming);

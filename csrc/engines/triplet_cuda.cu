@@ -140,19 +140,14 @@ void run_width(const TripletArguments& arguments, const Execution& execution) {
 // Whether every row of every member and gradient divides into aligned packs.
 template <class T>
 bool all_packed(const TripletArguments& arguments) {
-  constexpr int kWidth = kWide<T>;
-  const Layout& layout = arguments.layout;
-  const auto packed = [&](int operand, const auto& tensor) {
-    if (tensor.data == nullptr) return true;
-    bool aligned = is_pack_aligned(tensor.data, tensor.dtype, kWidth);
-    for (int d = 0; d < layout.dims; ++d)
-      aligned = aligned && layout.stride[operand][d] % kWidth == 0;
-    return aligned;
-  };
-  bool result = arguments.features % kWidth == 0;
+  bool result = true;
   for (int k = 0; k < kTripletMembers; ++k) {
-    result = result && arguments.feature_stride[k] == 1 && packed(k, arguments.members[k]) &&
-             packed(kTripletGradients + k, arguments.gradients[k]);
+    const auto packed = [&](int operand, const auto& tensor, int64_t stride) {
+      return are_rows_packed(arguments.layout, operand, tensor.data, tensor.dtype, stride,
+                             arguments.features, kWide<T>);
+    };
+    result = result && packed(k, arguments.members[k], arguments.feature_stride[k]) &&
+             packed(kTripletGradients + k, arguments.gradients[k], 1);
   }
   return result;
 }

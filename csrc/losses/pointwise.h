@@ -405,11 +405,28 @@ struct GRPOLoss : OfPolicy {
   }
 };
 
+// ---- graphs ----
+
+// Veličković et al. 2019, Deep Graph Infomax, arXiv 1809.10341: with the discriminator's logits of
+// true and of corrupted nodes.
+struct DeepGraphInfomaxLoss {
+  static constexpr const char* kName = "deep_graph_infomax_loss";
+  static constexpr Targets kTargets = Targets::kSecondInput;
+  static constexpr const char *kInputName = "pos_logits", *kTargetName = "neg_logits";
+  static constexpr int kParameters = 0;
+  template <class X, class Y, class P, class T>
+  static FASTLOSS_INLINE auto loss(const X& positive, const Y& negative, const P& /*pos_weight*/,
+                                   const T* /*parameter*/) {
+    return logistic(positive).cost_if_positive + logistic(negative).cost_if_negative;
+  }
+};
+
 using PointwiseLosses =
     List<MSELoss, L1Loss, SmoothL1Loss, HuberLoss, LogCoshLoss, QuantileLoss, BinaryCrossEntropy,
          BinaryCrossEntropyWithLogits, HingeLoss, SigmoidFocalLoss, QualityFocalLoss, VarifocalLoss,
          AsymmetricLoss, MarginRankingLoss, LSGANDiscriminatorLoss, LSGANGeneratorLoss,
          WassersteinDiscriminatorLoss, WassersteinGeneratorLoss, NonSaturatingDiscriminatorLoss,
-         NonSaturatingGeneratorLoss, HingeDiscriminatorLoss, SelfCriticalLoss, PPOLoss, GRPOLoss>;
+         NonSaturatingGeneratorLoss, HingeDiscriminatorLoss, SelfCriticalLoss, PPOLoss, GRPOLoss,
+         DeepGraphInfomaxLoss>;
 
 }  // namespace fastloss::FASTLOSS_TARGET

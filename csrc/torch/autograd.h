@@ -120,4 +120,57 @@ struct GradientInBackward : torch::autograd::Function<Derived> {
   }
 };
 
+inline OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// The autograd Function of a loss of one input whose unreduced numbers share parts of the input:
+// their gradient needs the upstream gradient first. A reduced loss has its gradient from the
+// forward pass. A `Call` is the rest of the arguments, with
+//   reduction, and gradient: of the input, waiting for backward;
+//   saved(): the tensors among the arguments.
+// `Derived` is a type of its own, whose name is what `grad_fn` shows, and has
+//   run(call, input, upstream, needs_gradient): the loss, and the gradient, weighted by `upstream`
+//     where that is defined;
+//   reference(call, input): the loss by the twin.
+template <class Derived, class Call>
+struct GradientOfSharedParts : torch::autograd::Function<Derived> {
+  static Tensor forward(AutogradContext* context, const Tensor& input,
+                        const c10::intrusive_ptr<Call>& call) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const bool reduced = call->reduction != "none";
+    auto [loss, gradient] = Derived::run(*call, input, Tensor(), reduced);
+    // Saved, not only kept with the call: torch then notices changes in place.
+    variable_list saved = call->saved();
+    saved.insert(saved.begin(), input);
+    context->save_for_backward(std::move(saved));
+    call->gradient = reduced ? gradient : Tensor();
+    context->saved_data["call"] = at::IValue::make_capsule(call);
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
+    auto& call = static_cast<Call&>(*context->saved_data["call"].toCapsule());
+    const Tensor& upstream = upstreams[0];
+    const Tensor input = context->get_saved_variables()[0];
+    if (c10::GradMode::is_enabled()) {
+      variable_list result =
+          differentiable_gradients(Derived::reference(call, input), {input}, {true}, upstream);
+      result.emplace_back();  // the call
+      return result;
+    }
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const bool unreduced = call.reduction == "none";
+    // Handed over, not copied. Should the graph be walked again, it is computed anew.
+    Tensor gradient = std::move(call.gradient);
+    call.gradient = Tensor();
+    if (!gradient.defined()) {
+      std::tie(std::ignore, gradient) =
+          Derived::run(call, input, unreduced ? upstream : Tensor(), true);
+    }
+    if (!unreduced) gradient = scaled(std::move(gradient), upstream);
+    return {narrowed(gradient, input.scalar_type()), Tensor()};
+  }
+};
+
 }  // namespace fastloss

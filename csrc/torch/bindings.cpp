@@ -121,6 +121,12 @@ Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names&
   return op.call(loss, a, b, p, c, w, r, avg_tensor, avg_number);
 }
 
+const LossInfo& info_of(const LossList& losses, std::string_view loss) {
+  const int index = losses.find(formula_name(loss).c_str());
+  TORCH_CHECK_VALUE(index >= 0, "fastloss: no kernel is named \"", loss, "\"");
+  return losses.begin[index];
+}
+
 Tensor pointwise(std::string_view loss, py::handle input, py::handle target,
                  const py::tuple& parameters, py::handle extra, py::handle weight,
                  py::handle reduction, py::handle avg_factor) {
@@ -270,6 +276,24 @@ Tensor batch_hard(std::string_view loss, py::handle embeddings, py::handle label
   return op.call(loss, x, l, p, r);
 }
 
+Tensor row_pair(std::string_view loss, py::handle first, py::handle second,
+                const py::tuple& parameters, py::handle reduction) {
+  static const auto op = find_operator<LossSignature>("fastloss::row_pair");
+  const LossInfo& info = info_of(catalogue().row_pair, loss);
+  return call_loss(op, {info.input_name, info.target_name, ""}, loss, first, second, parameters,
+                   py::none(), py::none(), reduction, py::none());
+}
+
+Tensor edges(std::string_view loss, py::handle z, py::handle pos_edge_index,
+             py::handle neg_edge_index, py::handle reduction) {
+  static const auto op = find_operator<EdgesSignature>("fastloss::edges");
+  const Tensor x = tensor(loss, "z", z), positive = tensor(loss, "pos_edge_index", pos_edge_index),
+               negative = tensor(loss, "neg_edge_index", neg_edge_index);
+  const std::string_view r = string(loss, "reduction", reduction);
+  const py::gil_scoped_release no_gil;
+  return op.call(loss, x, positive, negative, r);
+}
+
 // The scores of chains, as three functions take them.
 struct ChainArguments {
   Tensor emissions, transitions;
@@ -339,6 +363,8 @@ py::dict kernels() {
   add("pairs", catalogue().pairs);
   add("triplet", catalogue().triplet);
   add("batch_hard", catalogue().batch_hard);
+  add("row_pair", catalogue().row_pair);
+  add("edges", catalogue().edges);
   return result;
 }
 
@@ -358,6 +384,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("pairs", torch::wrap_pybind_function(pairs));
   module.def("triplet", torch::wrap_pybind_function(triplet));
   module.def("batch_hard", torch::wrap_pybind_function(batch_hard));
+  module.def("row_pair", torch::wrap_pybind_function(row_pair));
+  module.def("edges", torch::wrap_pybind_function(edges));
   module.def("crf", torch::wrap_pybind_function(crf));
   module.def("crf_marginals", torch::wrap_pybind_function(crf_marginals));
   module.def("crf_decode", torch::wrap_pybind_function(crf_decode));

@@ -89,6 +89,11 @@ struct CrowdCall : torch::CustomClassHolder {
   std::vector<double> parameters;
   Tensor gradient;
 
+  variable_list saved() const {
+    return {targets, target_index, batch_index.value_or(Tensor()),
+            target_batch_index.value_or(Tensor())};
+  }
+
   template <class Operator, class... More>
   auto call(const Operator& op, const Tensor& boxes, More... more) const {
     return op.call(loss, boxes, targets, target_index, batch_index, target_batch_index, parameters,
@@ -96,50 +101,19 @@ struct CrowdCall : torch::CustomClassHolder {
   }
 };
 
-struct CrowdFunction : torch::autograd::Function<CrowdFunction> {
+// The unreduced losses of two boxes share their pair.
+struct CrowdFunction : GradientOfSharedParts<CrowdFunction, CrowdCall> {
   static auto forward_operator() {
     static const auto op = find_operator<CrowdForwardSignature>("fastloss::box_crowd_forward");
     return op;
   }
-
-  static Tensor forward(AutogradContext* context, const Tensor& boxes,
-                        const c10::intrusive_ptr<CrowdCall>& call) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    // The unreduced losses of two boxes share their pair: their gradient needs the upstream
-    // gradient first.
-    auto [loss, gradient] =
-        call->call(forward_operator(), boxes, OptionalTensor(), call->reduction != "none");
-    // Saved, not only kept with the call: torch then notices changes in place.
-    context->save_for_backward({boxes, call->targets, call->target_index,
-                                call->batch_index.value_or(Tensor()),
-                                call->target_batch_index.value_or(Tensor())});
-    call->gradient = call->reduction != "none" ? gradient : Tensor();
-    context->saved_data["call"] = at::IValue::make_capsule(call);
-    return loss;
+  static std::tuple<Tensor, Tensor> run(const CrowdCall& call, const Tensor& boxes,
+                                        const Tensor& upstream, bool needs_gradient) {
+    return call.call(forward_operator(), boxes, optional(upstream), needs_gradient);
   }
-
-  static variable_list backward(AutogradContext* context, const variable_list& upstreams) {
-    auto& call = static_cast<CrowdCall&>(*context->saved_data["call"].toCapsule());
-    const Tensor& upstream = upstreams[0];
-    if (c10::GradMode::is_enabled()) {
-      static const auto reference = find_operator<CrowdSignature>("fastloss::box_crowd_reference");
-      const Tensor boxes = context->get_saved_variables()[0];
-      const Tensor loss = call.call(reference, boxes);
-      variable_list result = differentiable_gradients(loss, {boxes}, {true}, upstream);
-      result.emplace_back();  // the call
-      return result;
-    }
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    const bool unreduced = call.reduction == "none";
-    Tensor gradient = std::move(call.gradient);
-    call.gradient = Tensor();
-    if (!gradient.defined()) {
-      const Tensor boxes = context->get_saved_variables()[0];
-      gradient =
-          std::get<1>(call.call(forward_operator(), boxes,
-                                unreduced ? OptionalTensor(upstream) : OptionalTensor(), true));
-    }
-    return {unreduced ? gradient : scaled(std::move(gradient), upstream), Tensor()};
+  static Tensor reference(const CrowdCall& call, const Tensor& boxes) {
+    static const auto op = find_operator<CrowdSignature>("fastloss::box_crowd_reference");
+    return call.call(op, boxes);
   }
 };
 

@@ -123,6 +123,16 @@ using BatchHardForwardSignature = std::tuple<Tensor, Tensor, Tensor>(std::string
 using BatchHardBackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&,
                                           const Tensor&, std::string_view);
 
+// loss, z, pos_edge_index, neg_edge_index, reduction
+using EdgesSignature = Tensor(std::string_view, const Tensor&, const Tensor&, const Tensor&,
+                              std::string_view);
+// the same, upstream, needs_gradient. With `upstream`, the gradient is that of the unreduced loss
+// weighted by it.
+using EdgesForwardSignature = std::tuple<Tensor, Tensor>(std::string_view, const Tensor&,
+                                                         const Tensor&, const Tensor&,
+                                                         std::string_view, const OptionalTensor&,
+                                                         bool);
+
 // emissions, tags, transitions, start_transitions, end_transitions, mask, reduction
 using CrfSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
                             const OptionalTensor&, const OptionalTensor&, std::string_view);

@@ -15,12 +15,14 @@
 #include "torch/box_crowd.h"
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
+#include "torch/edges.h"
 #include "torch/linear_cross_entropy.h"
 #include "torch/pairs.h"
 #include "torch/pointwise.h"
 #include "torch/policy.h"
 #include "torch/ranked_region.h"
 #include "torch/region.h"
+#include "torch/row_pair.h"
 #include "torch/sequence.h"
 #include "torch/softmax.h"
 #include "torch/triplet.h"
@@ -93,6 +95,10 @@ TORCH_LIBRARY(fastloss, library) {
   const std::string batch_hard =
       "str loss, Tensor embeddings, Tensor labels, float[] parameters, str reduction";
 
+  const std::string row_pair = "str loss, Tensor first, Tensor second, " + two_tensors;
+  const std::string edges =
+      "str loss, Tensor z, Tensor pos_edge_index, Tensor neg_edge_index, str reduction";
+
   const auto define = [&](const std::string& schema) { library.def(schema.c_str()); };
   define("pointwise(" + pointwise + ") -> Tensor");
   define("pointwise_reference(" + pointwise + ") -> Tensor");
@@ -150,6 +156,12 @@ TORCH_LIBRARY(fastloss, library) {
   define(
       "batch_hard_backward(Tensor upstream, Tensor chosen, Tensor slopes, Tensor embeddings, str "
       "reduction) -> Tensor");
+  define("row_pair(" + row_pair + ") -> Tensor");
+  define("row_pair_reference(" + row_pair + ") -> Tensor");
+  define("row_pair_forward(" + row_pair + ", bool[2] needs) -> (Tensor, Tensor, Tensor)");
+  define("edges(" + edges + ") -> Tensor");
+  define("edges_reference(" + edges + ") -> Tensor");
+  define("edges_forward(" + edges + ", Tensor? upstream, bool needs_gradient) -> (Tensor, Tensor)");
   const std::string chain_scores =
       "Tensor transitions, Tensor? start_transitions, Tensor? end_transitions, Tensor? mask";
   const std::string crf = "Tensor emissions, Tensor tags, " + chain_scores + ", str reduction";
@@ -185,6 +197,9 @@ TORCH_LIBRARY(fastloss, library) {
   library.impl("triplet", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(triplet_entry));
   library.impl("batch_hard", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(batch_hard_entry));
+  library.impl("row_pair", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(loss_entry<RowPairLoss>));
+  library.impl("edges", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(edges_entry));
   library.impl("crf", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(crf_entry));
   library.impl("crf_marginals", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(crf_marginals_entry));
@@ -207,6 +222,8 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("pairs", TORCH_FN(loss_entry<PairsLoss>));
   under_vmap("triplet", TORCH_FN(triplet_entry));
   under_vmap("batch_hard", TORCH_FN(batch_hard_entry));
+  under_vmap("row_pair", TORCH_FN(loss_entry<RowPairLoss>));
+  under_vmap("edges", TORCH_FN(edges_entry));
   under_vmap("crf", TORCH_FN(crf_entry));
   under_vmap("crf_marginals", TORCH_FN(crf_marginals_entry));
   under_vmap("crf_decode", TORCH_FN(crf_decode_entry));
@@ -242,6 +259,9 @@ TORCH_LIBRARY(fastloss, library) {
                    TORCH_FN(batch_hard_forward_meta));
   register_kernels("batch_hard_backward", TORCH_FN(batch_hard_backward_kernel),
                    TORCH_FN(batch_hard_backward_meta));
+  register_kernels("row_pair_forward", TORCH_FN(forward_kernel<RowPairEngine>),
+                   TORCH_FN(forward_meta<RowPairEngine>));
+  register_kernels("edges_forward", TORCH_FN(edges_kernel), TORCH_FN(edges_meta));
   register_kernels("crf_forward", TORCH_FN(crf_kernel), TORCH_FN(crf_meta));
   register_kernels("crf_marginals_forward", TORCH_FN(crf_marginals_kernel),
                    TORCH_FN(crf_marginals_meta));

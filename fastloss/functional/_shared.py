@@ -8,9 +8,12 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-__all__ = ["check_number", "documented", "option_error"]
+from .. import _ops
+
+__all__ = ["against", "are_separate", "check_number", "documented", "option_error"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -137,6 +140,12 @@ Returns:
     The loss: shape (B,) for ``"none"``, else a 0-d tensor; float32, or float64 if scores or
     relevance is. Without any pair it is 0, with a gradient of 0. A NaN among its items makes a
     list's loss and gradient NaN, and no other's.""",
+    "node_reduction": """\
+reduction: ``"none"``, ``"mean"`` or ``"sum"``, over the rows.""",
+    "node_returns": """\
+Returns:
+    The loss: a number per row, of shape (...), for ``"none"``, else a 0-d tensor; float32, or
+    float64 if one of the two is. The mean over no rows is 0, with a gradient of 0.""",
     "list_reduction": """\
 reduction: ``"none"``, ``"sum"``, or ``"mean"`` over the lists with an item.""",
     "ndcg_reduction": """\
@@ -236,3 +245,32 @@ def check_number(function: str, argument: str, value: object, expected: str) -> 
 def option_error(function: str, argument: str, expected: str, value: object) -> ValueError:
     """The error of an option whose value is not among those a function takes."""
     return ValueError(f"{function}: {argument} must be {expected}, got {value!r}")
+
+
+# ------------------------------------------------------------ two sides that may differ in shape
+
+
+def are_separate(
+    loss: str, first: Tensor, second: Tensor, parameters: tuple[float, ...], reduction: str
+) -> bool:
+    """Whether each side has to be reduced by itself, since the shapes differ."""
+    if (
+        not isinstance(first, Tensor)
+        or not isinstance(second, Tensor)
+        or first.shape == second.shape
+    ):
+        return False
+    if reduction not in ("mean", "sum"):
+        return False  # there is no such loss: the operator says so
+    # The operator's checks of everything but the shapes.
+    _ops.pointwise(loss, first.new_empty(0), second.new_empty(0), parameters, reduction=reduction)
+    return True
+
+
+def against(
+    formula: str, input: Tensor, target: float, parameters: tuple[float, ...], reduction: str
+) -> Tensor:
+    """A loss against the same number everywhere."""
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    targets = input.new_full((), target, dtype=dtype).expand_as(input)
+    return _ops.pointwise(formula, input, targets, parameters, reduction=reduction)

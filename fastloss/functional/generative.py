@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Generator, Tensor
 
 from .. import _ops, reference
-from ._shared import check_number, documented, option_error
+from ._shared import against, are_separate, check_number, documented, option_error
 
 __all__ = [
     "gradient_penalty",
@@ -58,7 +57,7 @@ def lsgan_discriminator_loss(
         tensor(0.0758)
     """
     name = "lsgan_discriminator_loss"
-    if _are_separate(name, real, fake, (a, b), reduction):
+    if are_separate(name, real, fake, (a, b), reduction):
         formula = f"{name}:lsgan_generator_loss"
         of_real = _ops.pointwise(formula, real, None, (b,), reduction=reduction)
         return of_real + _ops.pointwise(formula, fake, None, (a,), reduction=reduction)
@@ -116,7 +115,7 @@ def wasserstein_discriminator_loss(real: Tensor, fake: Tensor, reduction: str = 
         tensor(-0.7500)
     """
     name = "wasserstein_discriminator_loss"
-    if _are_separate(name, real, fake, (), reduction):
+    if are_separate(name, real, fake, (), reduction):
         formula = f"{name}:wasserstein_generator_loss"  # the negative score
         of_real = _ops.pointwise(formula, real, reduction=reduction)
         return of_real - _ops.pointwise(formula, fake, reduction=reduction)
@@ -178,10 +177,10 @@ def non_saturating_discriminator_loss(
     """
     name = "non_saturating_discriminator_loss"
     check_number(name, "label_smoothing", label_smoothing, "in [0, 1]")
-    if _are_separate(name, real, fake, (label_smoothing,), reduction):
+    if are_separate(name, real, fake, (label_smoothing,), reduction):
         formula = f"{name}:binary_cross_entropy_with_logits"
-        of_real = _against(formula, real, 1.0 - label_smoothing, (), reduction)
-        return of_real + _against(formula, fake, 0.0, (), reduction)
+        of_real = against(formula, real, 1.0 - label_smoothing, (), reduction)
+        return of_real + against(formula, fake, 0.0, (), reduction)
     return _ops.pointwise(name, real, fake, (label_smoothing,), reduction=reduction)
 
 
@@ -234,10 +233,10 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor, reduction: str = "mean"
         tensor(1.3000)
     """
     name = "hinge_discriminator_loss"
-    if _are_separate(name, real, fake, (), reduction):
+    if are_separate(name, real, fake, (), reduction):
         formula, unsquared = f"{name}:hinge_loss", (1.0, 0.0)
-        of_real = _against(formula, real, 1.0, unsquared, reduction)
-        return of_real + _against(formula, fake, -1.0, unsquared, reduction)
+        of_real = against(formula, real, 1.0, unsquared, reduction)
+        return of_real + against(formula, fake, -1.0, unsquared, reduction)
     return _ops.pointwise(name, real, fake, reduction=reduction)
 
 
@@ -331,28 +330,3 @@ def gradient_penalty(
     if reduction not in ("none", "mean", "sum"):
         raise option_error(name, "reduction", "'none', 'mean' or 'sum'", reduction)
     return reference.gradient_penalty(critic, real, fake, weight, reduction, generator=generator)
-
-
-# ------------------------------------------------------------ real and fake samples of other shapes
-
-
-def _are_separate(
-    loss: str, real: Tensor, fake: Tensor, parameters: tuple[float, ...], reduction: str
-) -> bool:
-    """Whether each side has to be reduced by itself, since the shapes differ."""
-    if not isinstance(real, Tensor) or not isinstance(fake, Tensor) or real.shape == fake.shape:
-        return False
-    if reduction not in ("mean", "sum"):
-        return False  # there is no such loss: the operator says so
-    # The operator's checks of everything but the shapes.
-    _ops.pointwise(loss, real.new_empty(0), fake.new_empty(0), parameters, reduction=reduction)
-    return True
-
-
-def _against(
-    formula: str, input: Tensor, target: float, parameters: tuple[float, ...], reduction: str
-) -> Tensor:
-    """A loss against the same number everywhere."""
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    targets = input.new_full((), target, dtype=dtype).expand_as(input)
-    return _ops.pointwise(formula, input, targets, parameters, reduction=reduction)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["power", "promote", "reduce_loss", "root", "safe_reciprocal"]
+__all__ = ["power", "promote", "reduce_both", "reduce_loss", "root", "safe_reciprocal"]
 
 
 class _FromHalf(torch.autograd.Function):
@@ -114,3 +114,8 @@ def reduce_loss(
     else:
         return loss.sum() / max(loss.numel(), 1)
     return loss.sum() * safe_reciprocal(divisor)
+
+
+def reduce_both(first: Tensor, second: Tensor, reduction: str) -> Tensor:
+    """The sum of two losses, each reduced by itself: their shapes may differ."""
+    return reduce_loss(first, None, reduction, None) + reduce_loss(second, None, reduction, None)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid
 
-from ._reduce import promote, reduce_loss, root
+from ._reduce import promote, reduce_both, reduce_loss, root
 
 __all__ = [
     "gradient_penalty",
@@ -24,17 +24,12 @@ __all__ = [
 ]
 
 
-def _reduce_both(of_real: Tensor, of_fake: Tensor, reduction: str) -> Tensor:
-    """Each side reduced by itself: their shapes may differ."""
-    return reduce_loss(of_real, None, reduction, None) + reduce_loss(of_fake, None, reduction, None)
-
-
 def lsgan_discriminator_loss(
     real: Tensor, fake: Tensor, a: float = 0.0, b: float = 1.0, reduction: str = "mean"
 ) -> Tensor:
     """``½ (real - b)² + ½ (fake - a)²``."""
     real, fake = promote(real, fake)
-    return _reduce_both((real - b).square() / 2, (fake - a).square() / 2, reduction)
+    return reduce_both((real - b).square() / 2, (fake - a).square() / 2, reduction)
 
 
 def lsgan_generator_loss(fake: Tensor, c: float = 1.0, reduction: str = "mean") -> Tensor:
@@ -46,7 +41,7 @@ def lsgan_generator_loss(fake: Tensor, c: float = 1.0, reduction: str = "mean") 
 def wasserstein_discriminator_loss(real: Tensor, fake: Tensor, reduction: str = "mean") -> Tensor:
     """``fake - real``."""
     real, fake = promote(real, fake)
-    return _reduce_both(-real, fake, reduction)
+    return reduce_both(-real, fake, reduction)
 
 
 def wasserstein_generator_loss(fake: Tensor, reduction: str = "mean") -> Tensor:
@@ -61,7 +56,7 @@ def non_saturating_discriminator_loss(
     """``-(1 - s) ln σ(real) - s ln σ(-real) - ln σ(-fake)``."""
     real, fake = promote(real, fake)
     of_real = -(1 - label_smoothing) * logsigmoid(real) - label_smoothing * logsigmoid(-real)
-    return _reduce_both(of_real, -logsigmoid(-fake), reduction)
+    return reduce_both(of_real, -logsigmoid(-fake), reduction)
 
 
 def non_saturating_generator_loss(fake: Tensor, reduction: str = "mean") -> Tensor:
@@ -73,7 +68,7 @@ def non_saturating_generator_loss(fake: Tensor, reduction: str = "mean") -> Tens
 def hinge_discriminator_loss(real: Tensor, fake: Tensor, reduction: str = "mean") -> Tensor:
     """``max(0, 1 - real) + max(0, 1 + fake)``."""
     real, fake = promote(real, fake)
-    return _reduce_both(torch.relu(1 - real), torch.relu(1 + fake), reduction)
+    return reduce_both(torch.relu(1 - real), torch.relu(1 + fake), reduction)
 
 
 def hinge_generator_loss(fake: Tensor, reduction: str = "mean") -> Tensor:
