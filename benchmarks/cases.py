@@ -210,6 +210,14 @@ _WITH_GOALS = (
         (1024, 128),
         Goal(eager=3),
     ),
+    _elements(
+        "nt-xent",
+        "NT-Xent, 2048 × 128",
+        "info_nce_loss",
+        (2048, 128),
+        Goal(eager=2, compiled=2),
+    ),
+    _elements("clip", "CLIP, 1024 × 512", "info_nce_loss-clip", (1024, 512), Goal(eager=1)),
     BenchmarkCase(
         "crf",
         "CRF, 32 × 128, 32 tags",
@@ -262,6 +270,7 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "pairs": (64, 100),
     "triplet": (1 << 11, 64),
     "batch_hard": (1 << 8, 64),
+    "contrastive": (1 << 9, 64),
     "pointwise": (1 << 14, 64),
     "softmax": (1 << 14, 64),
     "linear_cross_entropy": (1 << 11, 64, 1 << 12),

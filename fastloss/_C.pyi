@@ -75,6 +75,16 @@ def triplet(
 def batch_hard(
     loss: str, embeddings: Tensor, labels: Tensor, parameters: Numbers, reduction: str
 ) -> Tensor: ...
+def contrastive(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Tensor | float,
+    mode: str,
+    normalize: bool,
+    positive: int,
+    itself: int | None,
+    reduction: str,
+) -> Tensor: ...
 def region(
     loss: str,
     input: Tensor,

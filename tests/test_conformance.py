@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "csrc"
 FUNCTIONS = sorted(functional.__all__)
 TASKS = (
-    *("boxes", "classification", "generative", "ranking", "regression", "segmentation"),
-    "sequence",
+    *("boxes", "classification", "generative", "graph", "ranking", "regression"),
+    *("segmentation", "sequence"),
 )
 ROWS = (*CASES, *METRICS)
 # What takes a function, or returns no loss, has no row, but tests of its own.
@@ -72,7 +72,7 @@ def test_modules_call_the_function_of_their_row() -> None:
 
 ABBREVIATIONS = {
     **{word.lower(): word for word in ("IoU", "MSE", "RMSE", "L1", "NLL", "LSGAN")},
-    **{word.lower(): word for word in ("NDCG", "MLE", "RankNet")},
+    **{word.lower(): word for word in ("NDCG", "MLE", "RankNet", "NCE")},
 }
 SPELLED_AS_ELSEWHERE = {
     "BinaryCrossEntropy": "BCELoss",

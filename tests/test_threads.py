@@ -35,6 +35,7 @@ def large(case: Case) -> int | tuple[int, ...]:
         "pairs": (70, 50),
         "triplet": (3001, 29),
         "batch_hard": (300, 21),
+        "contrastive": (1100, 21),
     }[case.family.engine]
 
 

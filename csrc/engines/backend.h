@@ -6,6 +6,7 @@
 #include "engines/box_crowd.h"
 #include "engines/box_matrix.h"
 #include "engines/box_pair.h"
+#include "engines/contrastive.h"
 #include "engines/label_total.h"
 #include "engines/pairs.h"
 #include "engines/pointwise.h"
@@ -36,6 +37,8 @@ struct Backend {
   void (*triplet)(const TripletArguments&, const Execution&);
   void (*batch_hard)(const BatchHardArguments&, const Execution&);
   void (*batch_hard_gradient)(const BatchHardArguments&, const Execution&);
+  void (*contrastive_states)(const ContrastiveArguments&, const Execution&);
+  void (*contrastive_gradient)(const ContrastiveArguments&, const Execution&);
   void (*crf)(const CrfArguments&, const Execution&);
   int64_t (*crf_scratch)(const CrfArguments&);
   void (*decode)(const DecodeArguments&, const Execution&);

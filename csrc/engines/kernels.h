@@ -21,6 +21,8 @@ void pairs(const PairsArguments& arguments, const Execution& execution);
 void triplet(const TripletArguments& arguments, const Execution& execution);
 void batch_hard(const BatchHardArguments& arguments, const Execution& execution);
 void batch_hard_gradient(const BatchHardArguments& arguments, const Execution& execution);
+void contrastive_states(const ContrastiveArguments& arguments, const Execution& execution);
+void contrastive_gradient(const ContrastiveArguments& arguments, const Execution& execution);
 void crf(const CrfArguments& arguments, const Execution& execution);
 int64_t crf_scratch(const CrfArguments& arguments);
 void decode(const DecodeArguments& arguments, const Execution& execution);

@@ -15,6 +15,7 @@
 #include "torch/box_crowd.h"
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
+#include "torch/contrastive.h"
 #include "torch/linear_cross_entropy.h"
 #include "torch/pairs.h"
 #include "torch/pointwise.h"
@@ -142,6 +143,13 @@ TORCH_LIBRARY(fastloss, library) {
   define(
       "batch_hard_backward(Tensor upstream, Tensor chosen, Tensor slopes, Tensor embeddings, str "
       "reduction) -> Tensor");
+  const std::string contrastive =
+      "Tensor z1, Tensor z2, Tensor? temperature, float temperature_number, str mode, bool "
+      "normalize, int positive, int? itself, str reduction";
+  define("contrastive(" + contrastive + ") -> Tensor");
+  define("contrastive_reference(" + contrastive + ") -> Tensor");
+  define("contrastive_forward(" + contrastive +
+         ", Tensor? upstream, bool[3] needs) -> (Tensor, Tensor, Tensor, Tensor)");
   const std::string chain_scores =
       "Tensor transitions, Tensor? start_transitions, Tensor? end_transitions, Tensor? mask";
   const std::string crf = "Tensor emissions, Tensor tags, " + chain_scores + ", str reduction";
@@ -176,6 +184,8 @@ TORCH_LIBRARY(fastloss, library) {
   library.impl("triplet", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(triplet_entry));
   library.impl("batch_hard", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(batch_hard_entry));
+  library.impl("contrastive", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(contrastive_entry));
   library.impl("crf", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(crf_entry));
   library.impl("crf_marginals", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(crf_marginals_entry));
@@ -197,6 +207,7 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("pairs", TORCH_FN(loss_entry<PairsLoss>));
   under_vmap("triplet", TORCH_FN(triplet_entry));
   under_vmap("batch_hard", TORCH_FN(batch_hard_entry));
+  under_vmap("contrastive", TORCH_FN(contrastive_entry));
   under_vmap("crf", TORCH_FN(crf_entry));
   under_vmap("crf_marginals", TORCH_FN(crf_marginals_entry));
   under_vmap("crf_decode", TORCH_FN(crf_decode_entry));
@@ -230,6 +241,7 @@ TORCH_LIBRARY(fastloss, library) {
                    TORCH_FN(batch_hard_forward_meta));
   register_kernels("batch_hard_backward", TORCH_FN(batch_hard_backward_kernel),
                    TORCH_FN(batch_hard_backward_meta));
+  register_kernels("contrastive_forward", TORCH_FN(contrastive_kernel), TORCH_FN(contrastive_meta));
   register_kernels("crf_forward", TORCH_FN(crf_kernel), TORCH_FN(crf_meta));
   register_kernels("crf_marginals_forward", TORCH_FN(crf_marginals_kernel),
                    TORCH_FN(crf_marginals_meta));
