@@ -771,6 +771,35 @@ def _bootstrap_latent_loss(predictions: Tensor, targets: Tensor, reduction: str 
     return _reduce(2 - 2 * cosine, reduction)
 
 
+# ---------------------------------------------------------------------------- contrastive learning
+
+
+def _info_nce_loss(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Tensor | float = 0.5,
+    *,
+    mode: str = "nt_xent",
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """As code for SimCLR and open_clip has it: cross-entropy on a matrix of similarities."""
+    if normalize:
+        z1, z2 = torch_functional.normalize(z1, dim=-1), torch_functional.normalize(z2, dim=-1)
+    labels = torch.arange(len(z1), device=z1.device)
+    if mode != "nt_xent":
+        logits = z1 @ z2.T / temperature
+        loss = torch_functional.cross_entropy(logits, labels, reduction=reduction)
+        if mode == "cross":
+            return loss
+        return (loss + torch_functional.cross_entropy(logits.T, labels, reduction=reduction)) / 2
+    both = torch.cat((z1, z2))
+    itself = torch.eye(len(both), dtype=torch.bool, device=both.device)
+    logits = (both @ both.T / temperature).masked_fill(itself, -math.inf)
+    labels = torch.cat((labels + len(z1), labels))
+    return torch_functional.cross_entropy(logits, labels, reduction=reduction)
+
+
 # -------------------------------------------------------------------------------------- the lists
 
 _SAME_FOR_BOTH: dict[str, LossFunction] = {
@@ -796,6 +825,7 @@ _SAME_FOR_BOTH: dict[str, LossFunction] = {
     "deep_graph_infomax_loss": _deep_graph_infomax_loss,
     "scaled_cosine_error": _scaled_cosine_error,
     "bootstrap_latent_loss": _bootstrap_latent_loss,
+    "info_nce_loss": _info_nce_loss,
 }
 # Run eagerly, and given to the compiler.
 _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {

@@ -217,6 +217,14 @@ _WITH_GOALS = (
         (1024, 128),
         Goal(eager=3),
     ),
+    _elements(
+        "nt-xent",
+        "NT-Xent, 2048 × 128",
+        "info_nce_loss",
+        (2048, 128),
+        Goal(eager=2, compiled=2),
+    ),
+    _elements("clip", "CLIP, 1024 × 512", "info_nce_loss-clip", (1024, 512), Goal(eager=1)),
     BenchmarkCase(
         "graph-reconstruction",
         "Graph autoencoder, 1 M edges × 64",
@@ -278,6 +286,7 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "batch_hard": (1 << 8, 64),
     "row_pair": (1 << 14, 64),
     "edges": (1 << 14, 1 << 11, 64),
+    "contrastive": (1 << 9, 64),
     "pointwise": (1 << 14, 64),
     "softmax": (1 << 14, 64),
     "linear_cross_entropy": (1 << 11, 64, 1 << 12),

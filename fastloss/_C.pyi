@@ -94,6 +94,16 @@ def row_pair(
 def edges(
     loss: str, z: Tensor, pos_edge_index: Tensor, neg_edge_index: Tensor, reduction: str
 ) -> Tensor: ...
+def contrastive(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Tensor | float,
+    mode: str,
+    normalize: bool,
+    positive: int,
+    itself: int | None,
+    reduction: str,
+) -> Tensor: ...
 def region(
     loss: str,
     input: Tensor,

@@ -292,6 +292,34 @@ def edges(
     return call(loss, z, pos_edge_index, neg_edge_index, reduction)
 
 
+def contrastive(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Tensor | float,
+    *,
+    mode: str,
+    normalize: bool,
+    positive: int = 0,
+    itself: int | None = None,
+    reduction: str,
+) -> Tensor:
+    """A loss of embeddings that are compared with many others.
+
+    ``positive`` is the row of ``z2`` that belongs to the first of ``z1``, and ``itself`` the one
+    that this one is not compared with; both count for the mode ``"rows"`` alone, in which ``z2``
+    may have more rows.
+    """
+    rest = (mode, normalize, positive, itself, reduction)
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.contrastive(z1, z2, *_split_temperature(temperature), *rest)
+    return _C.contrastive(z1, z2, temperature, *rest)
+
+
+def _split_temperature(temperature: Tensor | float) -> tuple[Tensor | None, float]:
+    """A schema has no "number or tensor"."""
+    return (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
+
+
 def crf(
     emissions: Tensor,
     tags: Tensor,
@@ -671,6 +699,26 @@ def _edges_reference(
     return _call_twin(loss, (z, pos_edge_index, neg_edge_index), [], reduction=reduction)
 
 
+def _contrastive_reference(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: Tensor | None,
+    temperature_number: float,
+    mode: str,
+    normalize: bool,
+    positive: int,
+    itself: int | None,
+    reduction: str,
+) -> Tensor:
+    from fastloss.reference import graph
+
+    tau = temperature_number if temperature is None else temperature
+    options: dict[str, Any] = {"normalize": normalize, "reduction": reduction}
+    if mode == "rows":
+        return graph._rows(z1, z2, tau, positive, itself, **options)
+    return graph.info_nce_loss(z1, z2, tau, mode=mode, **options)
+
+
 def _reference_itself(name: str) -> Callable[..., Any]:
     """The twin of an operator with the function's own signature."""
 
@@ -698,6 +746,7 @@ for _engine, _function in {
     "batch_hard": _batch_hard_reference,
     "row_pair": _two_tensors_reference,
     "edges": _edges_reference,
+    "contrastive": _contrastive_reference,
     "crf": _reference_itself("crf_loss"),
     "crf_marginals": _reference_itself("crf_marginals"),
     "crf_decode": _reference_itself("crf_decode"),

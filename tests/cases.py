@@ -1447,6 +1447,29 @@ DISTRIBUTIONS = Family(
     degenerate=_degenerate_distributions,
     differentiable=("mu", "logstd"),
     shape_of=TRIPLETS.shape_of,
+)
+
+
+def _views(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Two views (N, features) of the same things: near each other, and of any length."""
+    z1 = torch.randn(shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return {"z1": z1, "z2": 2 * (z1 + 0.5 * noise)}
+
+
+def _degenerate_views() -> dict[str, Tensor]:
+    """Rows without a direction, equal ones, opposite ones, tiny and large ones."""
+    z1 = torch.tensor(_DEGENERATE_ROWS, dtype=torch.float64)
+    return {"z1": z1, "z2": torch.cat((z1[:1], -z1[1:2], z1[2:].flip(0)))}
+
+
+VIEWS = Family(
+    engine="contrastive",
+    build=_views,
+    degenerate=_degenerate_views,
+    differentiable=("z1", "z2"),
+    shape_of=lambda size: (min(size, 131), 6),
+    element_wise=False,
     trained=2,
 )
 
@@ -1461,6 +1484,19 @@ DISCRIMINATED = Family(
     degenerate=lambda: _discriminated(_degenerate_real_and_fake()),
     differentiable=("pos_logits", "neg_logits"),
     trained=2,
+)
+
+
+def _views_and_temperature(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    return {**_views(shape, generator), "temperature": torch.tensor(0.25, dtype=torch.float64)}
+
+
+LEARNED_TEMPERATURE = replace(
+    VIEWS,
+    build=_views_and_temperature,
+    degenerate=lambda: {**_degenerate_views(), "temperature": torch.tensor(1.0).double()},
+    differentiable=("z1", "z2", "temperature"),
+    trained=3,
 )
 
 
@@ -2175,6 +2211,34 @@ CASES: tuple[Case, ...] = (
         options={"alpha": 1.5},
     ),
     Case("bootstrap_latent_loss", "Bootstrap latent", PREDICTED_ROWS, "BootstrapLatentLoss"),
+    Case("info_nce_loss", "NT-Xent", VIEWS, "InfoNCELoss", "info_nce_loss/nt_xent"),
+    Case(
+        "info_nce_loss",
+        "InfoNCE, one way",
+        VIEWS,
+        "InfoNCELoss",
+        "info_nce_loss/cross",
+        "cross",
+        {"mode": "cross", "temperature": 0.2},
+    ),
+    Case(
+        "info_nce_loss",
+        "CLIP, learned temperature",
+        LEARNED_TEMPERATURE,
+        "InfoNCELoss",
+        "info_nce_loss/clip",
+        "clip",
+        {"mode": "clip"},
+    ),
+    Case(
+        "info_nce_loss",
+        "NT-Xent of inner products",
+        VIEWS,
+        "InfoNCELoss",
+        "info_nce_loss/nt_xent",
+        "products",
+        {"temperature": 4.0, "normalize": False},
+    ),
 )
 
 

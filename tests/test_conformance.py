@@ -73,7 +73,7 @@ def test_modules_call_the_function_of_their_row() -> None:
 
 ABBREVIATIONS = {
     **{word.lower(): word for word in ("IoU", "MSE", "RMSE", "L1", "NLL", "LSGAN")},
-    **{word.lower(): word for word in ("NDCG", "MLE", "RankNet", "PPO", "GRPO", "KL")},
+    **{word.lower(): word for word in ("NDCG", "MLE", "RankNet", "PPO", "GRPO", "KL", "NCE")},
 }
 SPELLED_AS_ELSEWHERE = {
     "BinaryCrossEntropy": "BCELoss",

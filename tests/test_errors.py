@@ -205,6 +205,7 @@ def test_pairwise_kind() -> None:
 
 # function, argument, values that it does not take, what the message says that it takes
 CHOICES: list[tuple[str, str, list[Any], str]] = [
+    ("info_nce_loss", "mode", ["rows", "simclr", None, ["clip"]], "'nt_xent', 'cross' or 'clip'"),
     ("box_iou_loss", "mode", ["cubic", "", None, ["log"]], "'linear', 'square' or 'log'"),
     ("wise_box_iou_loss", "version", [0, 4, "3", None], "1, 2 or 3"),
     (
@@ -281,6 +282,7 @@ RANGES: list[tuple[str, str, list[Any], str]] = [
     ("batch_hard_triplet_loss", "margin", [-0.5, NAN], "at least 0 or None"),
     ("scaled_cosine_error", "alpha", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
     ("neural_ndcg_loss", "temperature", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
+    ("info_nce_loss", "temperature", [0.0, -1.0, NAN, math.inf], "above 0 and finite"),
 ]
 
 

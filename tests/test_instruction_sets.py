@@ -67,7 +67,7 @@ def is_rounded_otherwise(case: Case, key: str, what: str) -> bool:
     """Whether bits may differ: fused multiply-adds, or lanes added up in another order."""
     contracted = (
         *("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region"),
-        *("pairs", "triplet", "batch_hard", "sequence", "row_pair", "edges"),
+        *("pairs", "triplet", "batch_hard", "contrastive", "sequence", "row_pair", "edges"),
     )
     if case.family.engine in contracted:
         return True  # compiled with contraction, where the instruction set has it

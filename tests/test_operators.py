@@ -20,7 +20,7 @@ from torch import Tensor, nn
 ENGINES = (
     *("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region"),
     *("box_pair", "box_matrix", "box_crowd", "pairs", "triplet", "batch_hard"),
-    *("row_pair", "edges"),
+    *("row_pair", "edges", "contrastive"),
     *("crf", "crf_marginals", "crf_decode"),
 )
 # One row per engine and shape of arguments, for what is too slow to do with every row.
@@ -49,6 +49,8 @@ FEW = (
     "lsgan_discriminator_loss",
     "lsgan_generator_loss",
     "crf_loss-mask",
+    "info_nce_loss",
+    "info_nce_loss-clip",
 )
 
 
@@ -119,6 +121,9 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
                 )
         elif engine == "linear_cross_entropy":
             for needs in ([True, True, True], [True, False, False], [False, True, False]):
+                torch.library.opcheck(forward, (*values, None, needs), test_utils=tests)
+        elif engine == "contrastive":
+            for needs in ([True, True, True], [False, True, False], [False, False, False]):
                 torch.library.opcheck(forward, (*values, None, needs), test_utils=tests)
         elif engine == "crf":
             for needs in ([True] * 4, [False, True, False, True]):

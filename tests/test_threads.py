@@ -37,6 +37,7 @@ def large(case: Case) -> int | tuple[int, ...]:
         "batch_hard": (300, 21),
         "row_pair": (3001, 29),
         "edges": (40_001, 700, 20),
+        "contrastive": (1100, 21),
     }[case.family.engine]
 
 

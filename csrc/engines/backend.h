@@ -6,6 +6,7 @@
 #include "engines/box_crowd.h"
 #include "engines/box_matrix.h"
 #include "engines/box_pair.h"
+#include "engines/contrastive.h"
 #include "engines/edges.h"
 #include "engines/label_total.h"
 #include "engines/pairs.h"
@@ -42,6 +43,8 @@ struct Backend {
   void (*edge_ends)(const EdgeEndsArguments&, const Execution&);
   void (*edge_order)(const EdgeOrderArguments&, const Execution&);  // null on CUDA: torch sorts
   void (*edges)(const EdgesArguments&, const Execution&);
+  void (*contrastive_states)(const ContrastiveArguments&, const Execution&);
+  void (*contrastive_gradient)(const ContrastiveArguments&, const Execution&);
   void (*crf)(const CrfArguments&, const Execution&);
   int64_t (*crf_scratch)(const CrfArguments&);
   void (*decode)(const DecodeArguments&, const Execution&);

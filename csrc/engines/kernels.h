@@ -25,6 +25,8 @@ void row_pair(const RowPairArguments& arguments, const Execution& execution);
 void edge_ends(const EdgeEndsArguments& arguments, const Execution& execution);
 void edge_order(const EdgeOrderArguments& arguments, const Execution& execution);  // the CPU's
 void edges(const EdgesArguments& arguments, const Execution& execution);
+void contrastive_states(const ContrastiveArguments& arguments, const Execution& execution);
+void contrastive_gradient(const ContrastiveArguments& arguments, const Execution& execution);
 void crf(const CrfArguments& arguments, const Execution& execution);
 int64_t crf_scratch(const CrfArguments& arguments);
 void decode(const DecodeArguments& arguments, const Execution& execution);

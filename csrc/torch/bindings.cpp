@@ -294,6 +294,22 @@ Tensor edges(std::string_view loss, py::handle z, py::handle pos_edge_index,
   return op.call(loss, x, positive, negative, r);
 }
 
+Tensor contrastive(py::handle z1, py::handle z2, py::handle temperature, py::handle mode,
+                   py::handle normalize, int64_t positive, std::optional<int64_t> itself,
+                   py::handle reduction) {
+  static const auto op = find_operator<ContrastiveSignature>("fastloss::contrastive");
+  constexpr const char* kName = "info_nce_loss";
+  const Tensor a = tensor(kName, "z1", z1), b = tensor(kName, "z2", z2);
+  const bool is_tensor = THPVariable_Check(temperature.ptr());
+  const OptionalTensor t =
+      is_tensor ? optional_tensor(kName, "temperature", temperature) : std::nullopt;
+  const double t_number = is_tensor ? 1.0 : number(kName, "temperature", temperature);
+  const std::string_view m = string(kName, "mode", mode), r = string(kName, "reduction", reduction);
+  const bool unit = boolean(kName, "normalize", normalize);
+  const py::gil_scoped_release no_gil;
+  return op.call(a, b, t, t_number, m, unit, positive, itself, r);
+}
+
 // The scores of chains, as three functions take them.
 struct ChainArguments {
   Tensor emissions, transitions;
@@ -386,6 +402,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("batch_hard", torch::wrap_pybind_function(batch_hard));
   module.def("row_pair", torch::wrap_pybind_function(row_pair));
   module.def("edges", torch::wrap_pybind_function(edges));
+  module.def("contrastive", torch::wrap_pybind_function(contrastive));
   module.def("crf", torch::wrap_pybind_function(crf));
   module.def("crf_marginals", torch::wrap_pybind_function(crf_marginals));
   module.def("crf_decode", torch::wrap_pybind_function(crf_decode));

@@ -133,6 +133,16 @@ using EdgesForwardSignature = std::tuple<Tensor, Tensor>(std::string_view, const
                                                          std::string_view, const OptionalTensor&,
                                                          bool);
 
+// z1, z2, temperature, temperature_number, mode, normalize, positive, itself, reduction
+using ContrastiveSignature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, double,
+                                    std::string_view, bool, int64_t, OptionalInteger,
+                                    std::string_view);
+// the same, upstream, needs → loss, the gradients of z1, z2 and temperature. With `upstream`, they
+// are those of the unreduced loss weighted by it.
+using ContrastiveForwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor>(
+    const Tensor&, const Tensor&, const OptionalTensor&, double, std::string_view, bool, int64_t,
+    OptionalInteger, std::string_view, const OptionalTensor&, std::array<bool, 3>);
+
 // emissions, tags, transitions, start_transitions, end_transitions, mask, reduction
 using CrfSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
                             const OptionalTensor&, const OptionalTensor&, std::string_view);

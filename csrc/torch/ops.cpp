@@ -15,6 +15,7 @@
 #include "torch/box_crowd.h"
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
+#include "torch/contrastive.h"
 #include "torch/edges.h"
 #include "torch/linear_cross_entropy.h"
 #include "torch/pairs.h"
@@ -162,6 +163,13 @@ TORCH_LIBRARY(fastloss, library) {
   define("edges(" + edges + ") -> Tensor");
   define("edges_reference(" + edges + ") -> Tensor");
   define("edges_forward(" + edges + ", Tensor? upstream, bool needs_gradient) -> (Tensor, Tensor)");
+  const std::string contrastive =
+      "Tensor z1, Tensor z2, Tensor? temperature, float temperature_number, str mode, bool "
+      "normalize, int positive, int? itself, str reduction";
+  define("contrastive(" + contrastive + ") -> Tensor");
+  define("contrastive_reference(" + contrastive + ") -> Tensor");
+  define("contrastive_forward(" + contrastive +
+         ", Tensor? upstream, bool[3] needs) -> (Tensor, Tensor, Tensor, Tensor)");
   const std::string chain_scores =
       "Tensor transitions, Tensor? start_transitions, Tensor? end_transitions, Tensor? mask";
   const std::string crf = "Tensor emissions, Tensor tags, " + chain_scores + ", str reduction";
@@ -200,6 +208,8 @@ TORCH_LIBRARY(fastloss, library) {
   library.impl("row_pair", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(loss_entry<RowPairLoss>));
   library.impl("edges", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(edges_entry));
+  library.impl("contrastive", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(contrastive_entry));
   library.impl("crf", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(crf_entry));
   library.impl("crf_marginals", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(crf_marginals_entry));
@@ -224,6 +234,7 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("batch_hard", TORCH_FN(batch_hard_entry));
   under_vmap("row_pair", TORCH_FN(loss_entry<RowPairLoss>));
   under_vmap("edges", TORCH_FN(edges_entry));
+  under_vmap("contrastive", TORCH_FN(contrastive_entry));
   under_vmap("crf", TORCH_FN(crf_entry));
   under_vmap("crf_marginals", TORCH_FN(crf_marginals_entry));
   under_vmap("crf_decode", TORCH_FN(crf_decode_entry));
@@ -262,6 +273,7 @@ TORCH_LIBRARY(fastloss, library) {
   register_kernels("row_pair_forward", TORCH_FN(forward_kernel<RowPairEngine>),
                    TORCH_FN(forward_meta<RowPairEngine>));
   register_kernels("edges_forward", TORCH_FN(edges_kernel), TORCH_FN(edges_meta));
+  register_kernels("contrastive_forward", TORCH_FN(contrastive_kernel), TORCH_FN(contrastive_meta));
   register_kernels("crf_forward", TORCH_FN(crf_kernel), TORCH_FN(crf_meta));
   register_kernels("crf_marginals_forward", TORCH_FN(crf_marginals_kernel),
                    TORCH_FN(crf_marginals_meta));

@@ -25,11 +25,15 @@ class Loss(nn.Module):
         self, *, buffers: Mapping[str, Tensor | None] | None = None, **options: object
     ) -> None:
         super().__init__()
-        # Tensors move and are saved with the module; so does what may become one.
+        # Tensors move and are saved with the module, and parameters are its own; so does what may
+        # become a tensor.
         tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
         buffers = {**tensors, **(buffers or {})}
         for name, buffer in buffers.items():
-            self.register_buffer(name, buffer)
+            if isinstance(buffer, nn.Parameter):
+                self.register_parameter(name, buffer)
+            else:
+                self.register_buffer(name, buffer)
         self._plain_options = tuple(name for name in options if name not in buffers)
         for name in self._plain_options:
             setattr(self, name, options[name])
