@@ -7,6 +7,7 @@
 #include "engines/box_matrix.h"
 #include "engines/box_pair.h"
 #include "engines/label_total.h"
+#include "engines/ngrams.h"
 #include "engines/pairs.h"
 #include "engines/pointwise.h"
 #include "engines/ranked_region.h"
@@ -40,6 +41,7 @@ struct Backend {
   int64_t (*crf_scratch)(const CrfArguments&);
   void (*decode)(const DecodeArguments&, const Execution&);
   int64_t (*decode_scratch)(const DecodeArguments&);
+  void (*ngrams)(const NgramsArguments&, const Execution&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };
 
