@@ -46,10 +46,11 @@ class NgramTable {
     int64_t number;
   };
 
-  // Slots for so many n-grams: twice as many at least, and a power of two.
+  // Slots for so many n-grams: a power of two, and so many that hardly a search goes on (which the
+  // processor could not foresee).
   static int bits_for(int64_t count) {
     int bits = 1;
-    while (int64_t{1} << bits < 2 * count) ++bits;
+    while (int64_t{1} << bits < 4 * count) ++bits;
     return bits;
   }
 

@@ -163,8 +163,8 @@ def sentence_bleu(
     A reward for :func:`minimum_risk_loss`, :func:`self_critical_loss` or
     :func:`policy_gradient_loss`, computed where the samples are.
 
-    BLEU: a Method for Automatic Evaluation of Machine Translation, 2002, doi
-    10.3115/1073083.1073135; the smoothing: A Systematic Comparison of Smoothing Techniques for
+    BLEU: a Method for Automatic Evaluation of Machine Translation, 2002,
+    doi 10.3115/1073083.1073135; the smoothing: A Systematic Comparison of Smoothing Techniques for
     Sentence-Level BLEU, 2014, doi 10.3115/v1/W14-3346.
 
     Args:
