@@ -98,7 +98,7 @@ FASTLOSS_DEVICE_INLINE void count_matches(int (&matches)[kOrders], const NgramsA
   __syncthreads();  // the next call overwrites it
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     ngrams_kernel(const __grid_constant__ NgramsArguments arguments) {
   for (int64_t sentence = blockIdx.x; sentence < arguments.sentences; sentence += gridDim.x) {
     const Tokens candidate = candidate_of(arguments, sentence);
