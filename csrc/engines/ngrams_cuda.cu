@@ -105,11 +105,11 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     const int64_t length = candidate.length();
     const int64_t orders = smaller(arguments.max_order, length);
     SentenceBleu bleu(arguments.added, arguments.unmatched, arguments.fading);
-    int matches[kOrders] = {};
+    bool goes_on = true;  // where no n-gram matches, no longer one does
     for (int64_t shorter = 0; shorter < orders; shorter += kOrders) {
-      // Where no n-gram matches, no longer one does.
-      if (shorter == 0 || matches[kOrders - 1] > 0)
-        count_matches(matches, arguments, sentence, candidate, shorter);
+      int matches[kOrders] = {};
+      if (goes_on) count_matches(matches, arguments, sentence, candidate, shorter);
+      goes_on = matches[kOrders - 1] > 0;
       FASTLOSS_UNROLL
       for (int k = 0; k < kOrders; ++k) {
         if (shorter + k < orders) bleu.add_order(matches[k], length - shorter - k);
