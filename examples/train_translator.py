@@ -37,7 +37,7 @@ Loss = Callable[[Translator, Sentences], Tensor]
 class Settings:
     """What the command line can change, and the number of sentences to evaluate on."""
 
-    steps: int = 120
+    steps: int = 300
     bleu_steps: int = 300
     batch: int = 32
     samples: int = 8
