@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fastloss import reference
 
@@ -71,6 +72,8 @@ def baseline_of(loss: str) -> Baseline:
     if loss in _CHAINS:
         eager = _CHAINS[loss] if _torchcrf() is not None else getattr(reference, loss)
         return Baseline(eager, None, "fastloss.reference" if _torchcrf() is None else "pytorch-crf")
+    if loss == "sentence_bleu" and _sacrebleu() is not None:
+        return Baseline(_sentence_bleu, None, "sacrebleu")
     if loss in _TORCH:
         function = getattr(torch_functional, loss)
         return Baseline(function, function, "torch")
@@ -563,6 +566,32 @@ def _crf_loss(
     if mask is None:  # its own is of uint8, and a warning each time
         mask = torch.ones_like(tags, dtype=torch.bool)
     return -_crf(**scores)(emissions, tags, mask, reduction)
+
+
+@functools.cache
+def _sacrebleu() -> Any:
+    """Sacrebleu's metric for sentences that are cut into words by spaces."""
+    try:
+        return importlib.import_module("sacrebleu").BLEU(tokenize="none", effective_order=True)
+    except ImportError:
+        return None
+
+
+# sacrebleu takes strings: those of a tensor are written once, in the first, unmeasured call.
+_WRITTEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _written(tokens: Tensor) -> list[str]:
+    if tokens not in _WRITTEN:
+        _WRITTEN[tokens] = [" ".join(map(str, sentence)) for sentence in tokens.tolist()]
+    sentences: list[str] = _WRITTEN[tokens]
+    return sentences
+
+
+def _sentence_bleu(candidates: Tensor, references: Tensor) -> Tensor:
+    pairs = zip(_written(candidates), _written(references), strict=True)
+    scores = [_sacrebleu().sentence_score(sentence, [other]).score for sentence, other in pairs]
+    return torch.tensor(scores, device=candidates.device)
 
 
 def _crf_decode(emissions: Tensor, mask: Tensor | None = None, **scores: Tensor) -> Tensor:

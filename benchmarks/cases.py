@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from benchmarks.baselines import CALL_YARDSTICK, Baseline, baseline_of
-from tests.cases import CASES, DECODING, Arguments, Case, Shape, find_case
+from tests.cases import BLEU, CASES, DECODING, Arguments, Case, Shape, find_case
 
 
 class Work(str, Enum):
@@ -244,6 +244,14 @@ _WITH_GOALS = (
         "CRF decoding, 32 × 128, 32 tags",
         DECODING,
         _TAGGER,
+        Work.FORWARD,
+        Goal(eager=50),
+    ),
+    BenchmarkCase(
+        "sentence-bleu",
+        "Sentence BLEU, 4096 × 32",
+        BLEU,
+        (4096, 32),
         Work.FORWARD,
         Goal(eager=50),
     ),

@@ -358,6 +358,19 @@ def crf_decode(
     return call(emissions, transitions, start_transitions, end_transitions, mask)
 
 
+def sentence_bleu(
+    candidates: Tensor,
+    references: Tensor,
+    max_order: int,
+    smoothing: str,
+    smoothing_value: float | None,
+    pad_index: int,
+) -> Tensor:
+    """BLEU of every sentence."""
+    call = torch.ops.fastloss.sentence_bleu if torch.compiler.is_compiling() else _C.sentence_bleu
+    return call(candidates, references, max_order, smoothing, smoothing_value, pad_index)
+
+
 def _split(avg_factor: float | Tensor | None) -> tuple[Tensor | None, float | None]:
     """A schema has no "number or tensor": two arguments, one of which is None."""
     if isinstance(avg_factor, Tensor):
@@ -719,6 +732,26 @@ def _contrastive_reference(
     return graph.info_nce_loss(z1, z2, tau, mode=mode, **options)
 
 
+def _sentence_bleu_reference(
+    candidates: Tensor,
+    references: Tensor,
+    max_order: int,
+    smoothing: str,
+    smoothing_value: float | None,
+    pad_index: int,
+) -> Tensor:
+    from fastloss import reference
+
+    return reference.sentence_bleu(
+        candidates,
+        references,
+        max_order=max_order,
+        smoothing=smoothing,
+        smoothing_value=smoothing_value,
+        pad_index=pad_index,
+    )
+
+
 def _reference_itself(name: str) -> Callable[..., Any]:
     """The twin of an operator with the function's own signature."""
 
@@ -750,6 +783,7 @@ for _engine, _function in {
     "crf": _reference_itself("crf_loss"),
     "crf_marginals": _reference_itself("crf_marginals"),
     "crf_decode": _reference_itself("crf_decode"),
+    "sentence_bleu": _sentence_bleu_reference,
 }.items():
     for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
         _library.impl(f"{_engine}_reference", _function, _key)

@@ -928,6 +928,27 @@ CHOSEN = Family(
     shape_of=ROWS.shape_of,
     integers=("index",),
     element_wise=False,  # as far as the tests go, which give a reduction
+)
+
+
+def _sentences(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Translations (B, T) of which every fifth token is another one, and a reference of each."""
+    references = torch.randint(1000, shape, generator=generator)
+    wrong = torch.rand(shape, generator=generator) < 0.2
+    others = torch.randint(1000, shape, generator=generator)
+    return {"candidates": torch.where(wrong, others, references), "references": references}
+
+
+SENTENCES = Family(
+    engine="ngrams",
+    build=_sentences,
+    degenerate=lambda: {
+        "candidates": torch.full((2, 3), -1),
+        "references": torch.tensor([[-1, 5, 5], [5, 5, 5]]),
+    },
+    differentiable=(),
+    shape_of=lambda size: (size, 9),
+    element_wise=False,
     reduces=False,
 )
 
@@ -2253,6 +2274,8 @@ METRICS: tuple[Case, ...] = (
 
 # It returns tags, not a loss: no row of the table. test_sequence.py has its tests.
 DECODING = Case("crf_decode", "CRF decoding", CHAINS_WITHOUT_TAGS, None)
+# Its arguments are integers: no row either. test_bleu.py has its tests.
+BLEU = Case("sentence_bleu", "Sentence BLEU", SENTENCES, None)
 
 
 def find_case(id: str) -> Case:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cases import CASES, DECODING
+from cases import BLEU, CASES, DECODING
 
 from benchmarks import cases as benchmark_cases
 from benchmarks import measure as measuring
@@ -73,7 +73,7 @@ def pretended_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_formula_is_measured() -> None:
-    formulas = {(row.function, row.kernel_name) for row in (*CASES, DECODING)}
+    formulas = {(row.function, row.kernel_name) for row in (*CASES, DECODING, BLEU)}
     assert {(case.row.function, case.row.kernel_name) for case in BENCHMARKS} == formulas
     assert len({case.name for case in BENCHMARKS}) == len(BENCHMARKS)
     assert len({case.title for case in BENCHMARKS}) == len(BENCHMARKS)

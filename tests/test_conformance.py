@@ -31,8 +31,9 @@ TASKS = (
     *("segmentation", "sequence"),
 )
 ROWS = (*CASES, *METRICS)
-# What takes a function, or returns no loss, has no row, but tests of its own.
-WITHOUT_ROW = {"gradient_penalty", "crf_decode"}
+# What takes a function, returns no loss, or has no floating argument has no row, but tests of its
+# own.
+WITHOUT_ROW = {"gradient_penalty", "crf_decode", "sentence_bleu"}
 MODULES_WITHOUT_ROW = {"GradientPenalty"}
 
 

@@ -931,3 +931,90 @@ def test_tags_of_chains() -> None:
 def test_field_without_tags(num_tags: int) -> None:
     with pytest.raises(ValueError, match=f"^CRF: num_tags must be above 0, got {num_tags}"):
         fastloss.CRF(num_tags)
+
+
+TWO_SENTENCES = torch.tensor([[1, 2, 3], [4, 5, -1]])
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+WRONG_SENTENCES: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    (
+        TypeError,
+        "candidates must be uint8, int16, int32 or int64, got Float",
+        {"candidates": TWO_SENTENCES.float()},
+    ),
+    (TypeError, "candidates must be uint8, .*, got Bool", {"candidates": TWO_SENTENCES > 2}),
+    (TypeError, "candidates must be a Tensor, got list", {"candidates": [[1, 2]]}),
+    (ValueError, r"candidates must have shape \(B, T\), got \[3\]", {"candidates": tokens(3)}),
+    (
+        ValueError,
+        r"candidates must have shape .*, got \[2, 3, 1\]",
+        {"candidates": tokens(2, 3, 1)},
+    ),
+    (TypeError, "references must be uint8, .*, got Half", {"references": TWO_SENTENCES.half()}),
+    (TypeError, "references must be a Tensor, got NoneType", {"references": None}),
+    (
+        ValueError,
+        r"references must have shape \(B, T\) or \(B, R, T\) with B = 2 .*, got \[3, 3\]",
+        {"references": tokens(3, 3)},
+    ),
+    (
+        ValueError,
+        r"references must have shape .*, got \[1, 1, 3\]",
+        {"references": tokens(1, 1, 3)},
+    ),
+    (ValueError, r"references must have shape .*, got \[2\]", {"references": tokens(2)}),
+    (
+        ValueError,
+        r"references must have shape .*\[2, 1, 1, 3\]",
+        {"references": tokens(2, 1, 1, 3)},
+    ),
+    (
+        ValueError,
+        "references must be on candidates's device cpu",
+        {"references": TWO_SENTENCES.to("meta")},
+    ),
+    (ValueError, "max_order must be at least 1, got 0", {"max_order": 0}),
+    (ValueError, "max_order must be at least 1, got -2", {"max_order": -2}),
+    (TypeError, "max_order must be a number at least 1, got str", {"max_order": "4"}),
+    (TypeError, "max_order must be an int of 64 bits, got float", {"max_order": 2.5}),
+    (
+        ValueError,
+        'smoothing must be "none", "floor", "add-k" or "exp", got "add_k"',
+        {"smoothing": "add_k"},
+    ),
+    (TypeError, "smoothing must be a str, got NoneType", {"smoothing": None}),
+    (
+        ValueError,
+        'smoothing_value needs smoothing="floor" or "add-k", got smoothing="exp"',
+        {"smoothing_value": 0.1},
+    ),
+    (
+        ValueError,
+        "smoothing_value must be at least 0 and finite, got -0.1",
+        {"smoothing": "floor", "smoothing_value": -0.1},
+    ),
+    (
+        ValueError,
+        "smoothing_value must be at least 0 and finite, got nan",
+        {"smoothing": "add-k", "smoothing_value": NAN},
+    ),
+    (
+        TypeError,
+        "smoothing_value must be a number at least 0 and finite, got str",
+        {"smoothing": "floor", "smoothing_value": "0.1"},
+    ),
+    (TypeError, "pad_index must be an int of 64 bits, got NoneType", {"pad_index": None}),
+    (TypeError, "pad_index must be an int of 64 bits, got float", {"pad_index": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "changed"), WRONG_SENTENCES)
+def test_sentences(error: type[Exception], message: str, changed: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"candidates": TWO_SENTENCES, "references": TWO_SENTENCES}
+    F.sentence_bleu(**arguments)
+    with pytest.raises(error, match=f"^sentence_bleu: {message}"):
+        F.sentence_bleu(**{**arguments, **changed})

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The example detector: its parts on hand-made cases, and the whole program on a tiny setting."""
+"""The examples: their parts on hand-made cases, and the whole programs on tiny settings."""
 
 from __future__ import annotations
 
 import io
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import train_detector as program
+import train_translator
 from detection.assigner import Assignment, TaskAlignedAssigner
 from detection.evaluation import (
     Objects,
@@ -31,6 +33,9 @@ from detection.losses import BOX_LOSSES, CLASSIFICATION_LOSSES, fused_loss, plai
 from detection.model import STRIDES, Detector, Predictions
 from detection.scenes import NUM_CLASSES, SCENE_SIZE, Scenes, draw_scenes, load_digit_split
 from detection.training import curve_difference, ground_truths, make_trainers
+from translation.model import Translator
+from translation.numbers import END, LARGEST, WORDS, draw_numbers, read, spell, translate
+from translation.training import IGNORED, LONGEST, evaluate, labels_of, log_probabilities
 
 
 def objects(*rows: tuple[list[float], int, float]) -> Objects:
@@ -330,3 +335,129 @@ class TestProgram:
 def test_curve_difference_is_relative_to_the_first() -> None:
     """Of 2 and 2.5 the difference is a quarter."""
     assert curve_difference([2.0, 4.0], [2.5, 4.0]) == [0.25, 0.0]
+
+
+# -------------------------------------------------------------------------------- the translator
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "zero"),
+        (13, "thirteen"),
+        (70, "seventy"),
+        (45, "forty five"),
+        (312, "three hundred and twelve"),
+        (900, "nine hundred"),
+        (1000, "one thousand"),
+        (3005, "three thousand and five"),
+        (20_100, "twenty thousand one hundred"),
+        (
+            777_777,
+            "seven hundred and seventy seven thousand seven hundred and seventy seven",
+        ),
+    ],
+)
+def test_numbers_are_spelled(number: int, words: str) -> None:
+    assert " ".join(spell(number)) == words
+    sentences = translate([number, 8])
+    assert read(sentences.words[0]) == words
+    assert sentences.digits[1, 0] == 9
+    assert (sentences.digits[1, 1:] == END).all()
+    assert len(spell(number)) < LONGEST
+
+
+def test_numbers_held_out_stay_held_out() -> None:
+    drawn = [draw_numbers(500, np.random.default_rng(2), held_out=held) for held in (True, False)]
+    assert not set(drawn[0]) & set(drawn[1])
+    for numbers in drawn:
+        assert len(numbers) == 500
+        assert 0 <= min(numbers) < 10
+        assert LARGEST // 10 < max(numbers) <= LARGEST
+
+
+def test_labels_end_once() -> None:
+    words = torch.tensor([[5, 6, END, END], [5, END, 6, END], [END] * 4, [1, 2, 3, 4]])
+    expected = [
+        *([5, 6, END, IGNORED], [5, END, IGNORED, IGNORED]),
+        *([END, IGNORED, IGNORED, IGNORED], [1, 2, 3, 4]),
+    ]
+    assert labels_of(words).tolist() == expected
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Several would only wait for each other in a model this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_log_probability_of_a_sentence() -> None:
+    """What the model gives word by word as it writes; padding makes no difference."""
+    torch.manual_seed(0)
+    model, alone, both = Translator(), translate([312]), translate([312, 45_678])
+    source = model.encode(alone.digits)
+    state, before, expected = source.state, torch.tensor([[END]]), torch.zeros(1)
+    for word in alone.words[0].tolist():
+        logits, state = model.decode(source, before, state)
+        expected = expected + logits[0, 0].log_softmax(0)[word]
+        before = torch.tensor([[word]])
+    torch.testing.assert_close(log_probabilities(model, source, alone.words), expected)
+    together = log_probabilities(model, model.encode(both.digits), both.words)
+    torch.testing.assert_close(together[:1], expected)
+
+
+@pytest.mark.usefixtures("_one_thread")
+class TestTranslatorProgram:
+    """The program on a setting of seconds."""
+
+    settings = train_translator.Settings(
+        steps=4, bleu_steps=3, batch=4, samples=2, evaluation_sentences=10
+    )
+
+    def test_both_phases_run_and_files_are_written(self, tmp_path: Path) -> None:
+        settings = replace(self.settings, output=tmp_path / "deep" / "er")
+        outcome = train_translator.train(settings, Console(file=io.StringIO()))
+        phases = ["untrained", *["cross-entropy"] * 4, *["BLEU"] * 3]
+        assert [point.phase for point in outcome.points] == phases
+        assert [point.step for point in outcome.points] == list(range(8))
+        assert all(0.0 <= point.quality.bleu <= 100.0 for point in outcome.points)
+        for number, first, _, right in outcome.examples:
+            assert " ".join(spell(int(number))) == right != first
+        assert train_translator.find_failures(outcome, settings) == []
+
+        curve, numbers = train_translator.write_report(outcome, settings)
+        assert pictures.imread(curve).std() > 0.01  # something is drawn
+        read_back = json.loads(numbers.read_text())
+        assert len(read_back["points"]) == 8
+        assert read_back["settings"]["bleu_steps"] == 3
+
+        fallen = replace(outcome.points[-1], quality=outcome.points[0].quality)
+        outcome = replace(outcome, points=[*outcome.points[:-1], fallen])
+        fallen = replace(fallen, quality=replace(fallen.quality, bleu=float("nan")))
+        outcome = replace(outcome, points=[*outcome.points[:-1], fallen])
+        assert len(train_translator.find_failures(outcome, train_translator.Settings())) == 1
+
+    def test_cross_entropy_learns(self) -> None:
+        """A few numbers by heart, and BLEU sees it."""
+        torch.manual_seed(0)
+        model, few = Translator(), translate([7, 12, 30])
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            train_translator.cross_entropy_loss(model, few).backward()
+            optimizer.step()
+        quality, written = evaluate(model, few)
+        assert [read(words) for words in written] == ["seven", "twelve", "thirty"]
+        assert (quality.bleu, quality.exact) == (pytest.approx(100.0), 1.0)
+        assert written.max() < len(WORDS)
+
+    def test_command_line(self) -> None:
+        assert train_translator.parse_arguments([]) == train_translator.Settings()
+        assert train_translator.parse_arguments(["--output", "x"]).is_default_training()
+        assert not train_translator.parse_arguments(["--bleu-steps", "9"]).is_default_training()
+        with pytest.raises(SystemExit):
+            train_translator.parse_arguments(["--samples", "0"])

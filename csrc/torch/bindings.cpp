@@ -84,15 +84,20 @@ bool boolean(std::string_view loss, const char* argument, py::handle object) {
   return object.ptr() == Py_True;
 }
 
-std::optional<int64_t> optional_integer(std::string_view loss, const char* argument,
-                                        py::handle object) {
-  if (object.is_none()) return std::nullopt;
+int64_t integer(std::string_view loss, const char* argument, py::handle object,
+                const char* expected = "an int of 64 bits") {
   const long long value = PyLong_Check(object.ptr()) ? PyLong_AsLongLong(object.ptr()) : -1;
   const bool failed = PyErr_Occurred() != nullptr;
   if (failed) PyErr_Clear();
   TORCH_CHECK_TYPE(PyLong_Check(object.ptr()) && !failed, public_name(loss), ": ", argument,
-                   " must be an int of 64 bits or None, got ", type_name(object));
+                   " must be ", expected, ", got ", type_name(object));
   return value;
+}
+
+std::optional<int64_t> optional_integer(std::string_view loss, const char* argument,
+                                        py::handle object) {
+  if (object.is_none()) return std::nullopt;
+  return integer(loss, argument, object, "an int of 64 bits or None");
 }
 
 struct Names {
@@ -351,6 +356,22 @@ std::tuple<Tensor, Tensor> crf_decode(py::handle emissions, py::handle transitio
   return op.call(chain.emissions, chain.transitions, chain.start, chain.end, chain.mask);
 }
 
+Tensor sentence_bleu(py::handle candidates, py::handle references, py::handle max_order,
+                     py::handle smoothing, py::handle smoothing_value, py::handle pad_index) {
+  static const auto op = find_operator<SentenceBleuSignature>("fastloss::sentence_bleu");
+  constexpr const char* kName = "sentence_bleu";
+  const Tensor c = tensor(kName, "candidates", candidates),
+               r = tensor(kName, "references", references);
+  const int64_t order = integer(kName, "max_order", max_order),
+                pad = integer(kName, "pad_index", pad_index);
+  const std::string_view s = string(kName, "smoothing", smoothing);
+  const OptionalNumber value =
+      smoothing_value.is_none() ? std::nullopt
+                                : OptionalNumber(number(kName, "smoothing_value", smoothing_value));
+  const py::gil_scoped_release no_gil;
+  return op.call(c, r, order, s, value, pad);
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = FASTLOSS_TORCH_VERSION;  // the one it was compiled against
@@ -406,6 +427,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("crf", torch::wrap_pybind_function(crf));
   module.def("crf_marginals", torch::wrap_pybind_function(crf_marginals));
   module.def("crf_decode", torch::wrap_pybind_function(crf_decode));
+  module.def("sentence_bleu", torch::wrap_pybind_function(sentence_bleu));
   module.def("build_info", build_info);
   module.def("kernels", kernels);
   module.def("empty_cache", [] { GradientMemory::instance().empty_cache(); });

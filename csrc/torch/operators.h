@@ -158,6 +158,10 @@ using DecodeSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
                                                    const OptionalTensor&, const OptionalTensor&,
                                                    const OptionalTensor&);
 
+// candidates, references, max_order, smoothing, smoothing_value, pad_index
+using SentenceBleuSignature = Tensor(const Tensor&, const Tensor&, int64_t, std::string_view,
+                                     OptionalNumber, int64_t);
+
 using ScaleSignature = void(Tensor&, const Tensor&);
 
 template <class Signature>

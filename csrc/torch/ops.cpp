@@ -18,6 +18,7 @@
 #include "torch/contrastive.h"
 #include "torch/edges.h"
 #include "torch/linear_cross_entropy.h"
+#include "torch/ngrams.h"
 #include "torch/pairs.h"
 #include "torch/pointwise.h"
 #include "torch/policy.h"
@@ -182,6 +183,12 @@ TORCH_LIBRARY(fastloss, library) {
     define("crf_marginals" + chain + " -> Tensor");
     define("crf_decode" + chain + " -> (Tensor, Tensor)");
   }
+  const std::string bleu =
+      "(Tensor candidates, Tensor references, int max_order, str smoothing, float? "
+      "smoothing_value, "
+      "int pad_index) -> Tensor";
+  for (const char* suffix : {"", "_reference", "_forward"})
+    define(std::string("sentence_bleu") + suffix + bleu);
   define("scale_(Tensor(a!) gradient, Tensor upstream) -> ()");
 
   // The entries only check and choose, so tracing may look through them.
@@ -215,6 +222,8 @@ TORCH_LIBRARY(fastloss, library) {
                TORCH_FN(crf_marginals_entry));
   library.impl("crf_decode", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(crf_decode_entry));
+  library.impl("sentence_bleu", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(sentence_bleu_entry));
 
   // Under vmap too they choose, namely the twin: without this, vmap would call them in a loop.
   const auto under_vmap = [&](const char* name, auto entry) {
@@ -238,6 +247,7 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("crf", TORCH_FN(crf_entry));
   under_vmap("crf_marginals", TORCH_FN(crf_marginals_entry));
   under_vmap("crf_decode", TORCH_FN(crf_decode_entry));
+  under_vmap("sentence_bleu", TORCH_FN(sentence_bleu_entry));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
                    TORCH_FN(forward_meta<PointwiseEngine>));
@@ -278,6 +288,8 @@ TORCH_LIBRARY(fastloss, library) {
   register_kernels("crf_marginals_forward", TORCH_FN(crf_marginals_kernel),
                    TORCH_FN(crf_marginals_meta));
   register_kernels("crf_decode_forward", TORCH_FN(crf_decode_kernel), TORCH_FN(crf_decode_meta));
+  register_kernels("sentence_bleu_forward", TORCH_FN(sentence_bleu_kernel),
+                   TORCH_FN(sentence_bleu_meta));
   register_kernels("scale_", TORCH_FN(scale_kernel), TORCH_FN(scale_meta));
 }
 

@@ -18,6 +18,7 @@ __all__ = [
     "ppo_loss",
     "selective_log_softmax",
     "self_critical_loss",
+    "sentence_bleu",
 ]
 
 
@@ -467,4 +468,67 @@ def grpo_loss(
         normalizer=normalizer,
         reduction=reduction,
         avg_factor=avg_factor,
+    )
+
+
+@documented
+def sentence_bleu(
+    candidates: Tensor,
+    references: Tensor,
+    *,
+    max_order: int = 4,
+    smoothing: str = "exp",
+    smoothing_value: float | None = None,
+    pad_index: int = -1,
+) -> Tensor:
+    """BLEU of every sentence, on token ids: the metric, without a gradient.
+
+    100 min(1, e^(1 - r / c)) (Π_n p_n)^(1 / N), where p_n is the share of the candidate's n-grams
+    that stand in a reference too, each counted at most as often as in the reference that has most
+    of it; c is the candidate's length and r that of the reference closest to it, the shorter one
+    of two. N is ``max_order``, or c where that is less (the effective order). The numbers are those
+    of sacrebleu's ``sentence_bleu`` for the same tokens.
+
+    A reward for :func:`minimum_risk_loss`, :func:`self_critical_loss` or
+    :func:`policy_gradient_loss`, computed where the samples are.
+
+    BLEU: a Method for Automatic Evaluation of Machine Translation, 2002,
+    doi 10.3115/1073083.1073135; the smoothing: A Systematic Comparison of Smoothing Techniques for
+    Sentence-Level BLEU, 2014, doi 10.3115/v1/W14-3346.
+
+    Args:
+        candidates: The sentences (B, T): token ids, uint8, int16, int32 or int64, any strides.
+            The first ``pad_index`` ends a sentence, and what stands behind it has no meaning.
+        references: What they should be: (B, Tr), or (B, R, Tr) for several references of each
+            sentence, padded likewise. A reference without tokens is as good as absent, so that
+            sentences may have different numbers of them.
+        max_order: The longest n-grams that count, at least 1.
+        smoothing: What p_n is where no n-gram of an order matches: 0 for ``"none"``,
+            ``smoothing_value`` matches for ``"floor"``, half a match, then a quarter, an eighth
+            and so on for ``"exp"``. ``"add-k"`` adds ``smoothing_value`` to the matches and to the
+            number of n-grams of every order but the first, of those too for which the candidate
+            is too short. Without a single matching token BLEU is 0 in any case.
+        smoothing_value: At least 0. None: 0.1 for ``"floor"`` and 1 for ``"add-k"``; the other two
+            have none.
+        pad_index: The token that is padding.
+
+    Returns:
+        The scores (B,), float32, from 0 to 100.
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> candidates = torch.tensor([[5, 3, 8, 9, 2, -1], [5, 3, 8, 9, 2, 7]])
+        >>> references = torch.tensor([[5, 3, 8, 9, 4, 7], [5, 3, 8, 9, 2, 7]])
+        >>> F.sentence_bleu(candidates, references)
+        tensor([ 54.7518, 100.0000])
+    """
+    check_number("sentence_bleu", "max_order", max_order, "at least 1")
+    if smoothing_value is not None:
+        expected = "at least 0 and finite"
+        check_number("sentence_bleu", "smoothing_value", smoothing_value, expected)
+    return _ops.sentence_bleu(
+        candidates, references, max_order, smoothing, smoothing_value, pad_index
     )

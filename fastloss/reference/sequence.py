@@ -18,6 +18,7 @@ __all__ = [
     "ppo_loss",
     "selective_log_softmax",
     "self_critical_loss",
+    "sentence_bleu",
 ]
 
 # ------------------------------------------------------------------- linear-chain random fields
@@ -284,3 +285,81 @@ def _clipped_surrogate(
     # Where this is not the gain itself, it has no slope.
     clipped = ratio.detach().clamp(1 - low, 1 + high) * advantages
     return -torch.where(gain > clipped, clipped, gain)
+
+
+def sentence_bleu(
+    candidates: Tensor,
+    references: Tensor,
+    *,
+    max_order: int = 4,
+    smoothing: str = "exp",
+    smoothing_value: float | None = None,
+    pad_index: int = -1,
+) -> Tensor:
+    """Every n-gram is compared with every other, of the sentence and of its references."""
+    defaults: dict[str, tuple[float, float, float]] = {
+        "none": (0.0, 0.0, 1.0),
+        "floor": (0.0, 0.1 if smoothing_value is None else smoothing_value, 1.0),
+        "add-k": (1.0 if smoothing_value is None else smoothing_value, 0.0, 1.0),
+        "exp": (0.0, 1.0, 0.5),
+    }
+    added, of_none, fading = defaults[smoothing]
+    tokens, others = candidates.long(), references.long()
+    if others.dim() == 2:
+        others = others.unsqueeze(1)
+    exists, other_exists = _before_padding(tokens, pad_index), _before_padding(others, pad_index)
+    length = exists.sum(1)
+
+    equal_earlier = (tokens.unsqueeze(2) == tokens.unsqueeze(1)) & exists.unsqueeze(2)  # (B, T, T)
+    equal_other = tokens[:, None, :, None] == others.unsqueeze(2)  # (B, R, T, Tr)
+    equal_other = equal_other & exists[:, None, :, None] & other_exists.unsqueeze(2)
+    earlier, other = equal_earlier, equal_other  # n-grams that begin at the two places are equal
+    first = torch.zeros(length.shape, dtype=torch.float64, device=tokens.device)
+    log_precisions, orders, unmatched = first, first, first + of_none
+    for order in range(1, max_order + 1):
+        if order > 1:
+            earlier = _continued(earlier, equal_earlier, order)
+            other = _continued(other, equal_other, order)
+        most = _largest(other.sum(3), 1)
+        matches = (earlier.tril(-1).sum(2) < most).sum(1).double()
+        if order == 1:
+            first = matches
+        ngrams = (length - order + 1).clamp(min=0).double()
+        more = added if order > 1 else 0.0
+        hits = matches + more
+        missed = hits == 0
+        counts = ngrams + more > 0
+        unmatched = torch.where(missed & counts, unmatched * fading, unmatched)
+        precision = torch.where(missed, unmatched, hits) / (ngrams + more).clamp(min=more or 1.0)
+        log_precisions = log_precisions + torch.where(counts, (100 * precision).log(), 0.0)
+        orders = orders + counts
+    closest = _closest_length(length, other_exists.sum(2))
+    penalty = (1 - closest.double() / length.clamp(min=1)).clamp(max=0.0).exp()
+    score = penalty * (log_precisions / orders.clamp(min=1)).exp()
+    return torch.where(first > 0, score, 0.0).float()
+
+
+def _before_padding(tokens: Tensor, pad_index: int) -> Tensor:
+    return (tokens == pad_index).cumsum(-1) == 0
+
+
+def _continued(shorter: Tensor, equal: Tensor, order: int) -> Tensor:
+    """From n-grams of the order before to those of this one, by the equality of single tokens."""
+    step = order - 1
+    padded = torch.nn.functional.pad(equal, (0, step, 0, step))
+    return shorter & padded[..., step:, step:]
+
+
+def _largest(numbers: Tensor, dim: int) -> Tensor:
+    """The largest along a dimension, or 0 where that has no elements."""
+    return torch.cat((numbers, torch.zeros_like(numbers.sum(dim, keepdim=True))), dim).amax(dim)
+
+
+def _closest_length(length: Tensor, others: Tensor) -> Tensor:
+    """The reference's length that is closest to a sentence's; of two, the shorter one."""
+    lengths = torch.cat((others, torch.zeros_like(length).unsqueeze(1)), 1)
+    apart = lengths - length.unsqueeze(1)
+    distance = 2 * apart.abs() + (apart > 0)  # of two as close, the longer one is farther
+    nobody = torch.iinfo(torch.int64).max
+    closest = torch.where(lengths > 0, distance, nobody).argmin(1, keepdim=True)
+    return lengths.gather(1, closest).squeeze(1)
