@@ -136,6 +136,7 @@ TABLE: dict[str, tuple[tuple[str, ...], float]] = {
     ),
     "test_metric_learning.py": (("test_no_matrix",), 0.1),
     "test_sequence.py": ((), 0.2),
+    "test_policy.py": ((), 0.2),
 }
 
 

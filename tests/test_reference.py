@@ -345,7 +345,10 @@ ELEMENT_BY_HAND: dict[str, Callable[..., float]] = {
     "hinge_discriminator_loss": lambda real, fake: max(0.0, 1 - real) + max(0.0, 1 + fake),
     "hinge_generator_loss": lambda fake: -fake,
 }
-BY_OTHER_TESTS = {"sigmoid_focal_loss", "quantile_loss-several"}
+BY_OTHER_TESTS = {
+    *("sigmoid_focal_loss", "quantile_loss-several"),
+    *("self_critical_loss", "ppo_loss", "grpo_loss"),  # in test_policy.py
+}
 
 
 def of_elements(case: Case) -> bool:
