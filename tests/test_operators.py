@@ -18,7 +18,7 @@ from support import assert_close, each_case, gradients, tolerance_of, upstream_f
 from torch import Tensor, nn
 
 ENGINES = (
-    *("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region"),
+    *("pointwise", "policy", "softmax", "linear_cross_entropy", "region", "ranked_region"),
     *("box_pair", "box_matrix", "box_crowd", "pairs", "triplet", "batch_hard"),
     *("row_pair", "edges", "contrastive"),
     *("crf", "crf_marginals", "crf_decode", "sentence_bleu"),
@@ -51,6 +51,8 @@ FEW = (
     "crf_loss-mask",
     "info_nce_loss",
     "info_nce_loss-clip",
+    "policy_gradient_loss-mask",
+    "grpo_loss",
 )
 
 
@@ -145,6 +147,9 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
             torch.library.opcheck(
                 backward, (loss, steps, slopes, values[1], *rest), test_utils=tests
             )
+        elif engine == "policy":
+            for needs_gradient in (True, False):
+                torch.library.opcheck(forward, (*values, needs_gradient), test_utils=tests)
         elif engine in ("box_crowd", "edges"):
             torch.library.opcheck(forward, (*values, None, True), test_utils=tests)
             torch.library.opcheck(forward, (*values, None, False), test_utils=tests)

@@ -100,8 +100,9 @@ struct PointwiseEngine {
       return try_layout(
           arguments.layout, input.sizes(),
           {&x, t.defined() ? &t : nullptr, weight.defined() ? &weight : nullptr,
-           pos_weight.defined() ? &pos_weight : nullptr, any ? &results.first_gradient : nullptr,
-           needs[1] ? &results.second_gradient : nullptr, unreduced ? &results.loss : nullptr},
+           pos_weight.defined() ? &pos_weight : nullptr, /*reference=*/nullptr, /*mask=*/nullptr,
+           any ? &results.first_gradient : nullptr, needs[1] ? &results.second_gradient : nullptr,
+           unreduced ? &results.loss : nullptr},
           /*keep_order=*/class_targets);
     };
     if (!layout()) {  // more dimensions than a layout holds

@@ -299,7 +299,7 @@ def self_critical_loss(
     *,
     avg_factor: Tensor | float | None = None,
 ) -> Tensor:
-    """Self-critical sequence training: the reward of a sample against that of the greedy sequence.
+    """Self-critical sequence training: a sample's reward against the greedy sequence's.
 
     -(reward - baseline) ln p of every token that was drawn. With the reward of greedy decoding for
     a baseline, samples that are better than what the model would say become more probable.
@@ -348,7 +348,7 @@ def ppo_loss(
     *,
     avg_factor: Tensor | float | None = None,
 ) -> Tensor:
-    """Proximal policy optimisation: a policy gradient that stops where the policy has moved enough.
+    """Proximal policy optimisation: a policy gradient that stops where enough has changed.
 
     -min(r A, clip(r, 1 - ε, 1 + ε) A), with the ratio r = e^(log_probs - old_log_probs). So that it
     stays finite, the exponent is held at 20 and below (r at 4.9e8), from where on there is no
