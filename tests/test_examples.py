@@ -435,11 +435,12 @@ class TestTranslatorProgram:
         assert len(read_back["points"]) == 8
         assert read_back["settings"]["bleu_steps"] == 3
 
-        fallen = replace(outcome.points[-1], quality=outcome.points[0].quality)
-        outcome = replace(outcome, points=[*outcome.points[:-1], fallen])
-        fallen = replace(fallen, quality=replace(fallen.quality, bleu=float("nan")))
-        outcome = replace(outcome, points=[*outcome.points[:-1], fallen])
-        assert len(train_translator.find_failures(outcome, train_translator.Settings())) == 1
+        last = outcome.points[-1]
+        for bleu, failures in ((-1.0, 1), (float("nan"), 1), (101.0, 0)):
+            changed = replace(last, quality=replace(last.quality, bleu=bleu))
+            other = replace(outcome, points=[*outcome.points[:-1], changed])
+            found = train_translator.find_failures(other, train_translator.Settings())
+            assert len(found) == failures
 
     def test_cross_entropy_learns(self) -> None:
         """A few numbers by heart, and BLEU sees it."""

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // An n-gram is the pair of the (n - 1)-gram it begins with and its last token. Those of a sentence
 // are numbered order by order, and only the ones that continue a match are looked at, so that the
-// work grows with the number of tokens alone.
+// work grows with the number of tokens alone. Of short sentences only the tokens are numbered; the
+// rest is done on bits.
 #include "engines/arena.h"
 #include "engines/kernels.h"
 #include "losses/bleu.h"
@@ -118,6 +119,35 @@ struct Row {
   }
 };
 
+// Rows up to this length fit into a word of bits, and n-grams are then counted by bits.
+constexpr int64_t kBits = 64;
+
+// For every place of a sentence, the places of a row, as bits: where the same token stands, and
+// where the same n-gram begins, if its tokens match at all.
+struct Places {
+  uint64_t* of_token;
+  uint64_t* of_ngram;
+
+  Places(Arena& arena, int64_t size)
+      : of_token(arena.take<uint64_t>(size)), of_ngram(arena.take<uint64_t>(size)) {}
+  static int64_t bytes(int64_t size) { return 2 * Arena::size_of<uint64_t>(size); }
+
+  // Order 1, for so many different words. `of_word` has room for one more: that of no word.
+  void start(const Row& sentence, const Row& row, int64_t words, uint64_t* of_word) {
+    for (int64_t i = 0; i <= words; ++i) of_word[i] = 0;
+    for (int64_t j = 0; j < row.length; ++j) of_word[row.words[j] + 1] |= uint64_t{1} << j;
+    of_word[0] = 0;
+    for (int64_t i = 0; i < sentence.length; ++i)
+      of_token[i] = of_ngram[i] = of_word[sentence.words[i] + 1];
+  }
+
+  // From the order before to this one, of which the sentence has `count` n-grams.
+  void advance(int64_t order, int64_t count) {
+    const int64_t last = order - 1;
+    for (int64_t i = 0; i < count; ++i) of_ngram[i] &= of_token[i + last] >> last;
+  }
+};
+
 // Scores one sentence after the other, in the memory of one task.
 class Scorer {
  public:
@@ -129,9 +159,14 @@ class Scorer {
         seen_(arena_.take<int32_t>(arguments.length)),
         most_(arena_.take<int32_t>(arguments.length)),
         candidate_(arena_, arguments.length),
-        references_(arena_.take<Row>(arguments.references)) {
-    for (int64_t r = 0; r < arguments.references; ++r)
+        references_(arena_.take<Row>(arguments.references)),
+        fits_bits_(fits_bits(arguments)),
+        earlier_(arena_, fits_bits_ ? arguments.length : 0),
+        reference_places_(arena_.take<Places>(arguments.references)) {
+    for (int64_t r = 0; r < arguments.references; ++r) {
       new (references_ + r) Row(arena_, arguments.reference_length);
+      new (reference_places_ + r) Places(arena_, fits_bits_ ? arguments.length : 0);
+    }
   }
 
   float score(int64_t sentence) {
@@ -142,7 +177,8 @@ class Scorer {
     int64_t matches = 0;
     for (int64_t order = 1; order <= orders; ++order) {
       // Where no n-gram matches, no longer one does.
-      if (order == 1 || matches > 0) matches = count_matches(order);
+      if (order == 1 || matches > 0)
+        matches = order > 1 && fits_bits_ ? count_bits(order) : count_matches(order);
       bleu.add_order(matches, length - order + 1);
     }
     bleu.add_empty_orders(arguments_.max_order - orders);
@@ -153,7 +189,13 @@ class Scorer {
   static int64_t bytes(const NgramsArguments& arguments) {
     return NgramTable::bytes(arguments.length) + 3 * Arena::size_of<int32_t>(arguments.length) +
            Row::bytes(arguments.length) + Arena::size_of<Row>(arguments.references) +
-           arguments.references * Row::bytes(arguments.reference_length);
+           arguments.references * Row::bytes(arguments.reference_length) +
+           Arena::size_of<Places>(arguments.references) +
+           (arguments.references + 1) * Places::bytes(fits_bits(arguments) ? arguments.length : 0);
+  }
+
+  static bool fits_bits(const NgramsArguments& arguments) {
+    return arguments.length <= kBits && arguments.reference_length <= kBits;
   }
 
   void read(int64_t sentence) {
@@ -205,6 +247,33 @@ class Scorer {
     return matches;
   }
 
+  // The same for rows of bits: an n-gram matches if fewer of its kind stand before it than in the
+  // reference that has most of them.
+  int64_t count_bits(int64_t order) {
+    const int64_t count = candidate_.length - order + 1;
+    if (order == 2) {
+      uint64_t of_word[kBits + 1];
+      earlier_.start(candidate_, candidate_, table_.size(), of_word);
+      for (int64_t i = 0; i < candidate_.length; ++i)
+        earlier_.of_ngram[i] &= (uint64_t{1} << i) - 1;
+      for (int64_t r = 0; r < arguments_.references; ++r)
+        reference_places_[r].start(candidate_, references_[r], table_.size(), of_word);
+    }
+    clear(most_, count);
+    for (int64_t r = 0; r < arguments_.references; ++r) {
+      reference_places_[r].advance(order, count);
+      for (int64_t i = 0; i < count; ++i) {
+        const int32_t seen = __builtin_popcountll(reference_places_[r].of_ngram[i]);
+        most_[i] = most_[i] < seen ? seen : most_[i];
+      }
+    }
+    earlier_.advance(order, count);
+    int64_t matches = 0;
+    for (int64_t i = 0; i < count; ++i)
+      matches += __builtin_popcountll(earlier_.of_ngram[i]) < most_[i] ? 1 : 0;
+    return matches;
+  }
+
   static void clear(int32_t* numbers, int64_t count) {
     for (int64_t i = 0; i < count; ++i) numbers[i] = 0;
   }
@@ -219,6 +288,9 @@ class Scorer {
   Row candidate_;
   Row* references_;
   int64_t reference_length_ = 0;
+  bool fits_bits_;
+  Places earlier_;  // those of the sentence itself, before each place
+  Places* reference_places_;
 };
 
 }  // namespace
