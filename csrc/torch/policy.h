@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The losses of a policy as operators: those formulas of the engine `pointwise` that see the
-// log-probabilities of tokens (..., T) in sequences, with a mask and a number per token or sequence.
+// log-probabilities of tokens (..., T) in sequences, with a mask and a number per token or
+// sequence.
 #pragma once
 #include <ATen/ops/full.h>
 #include <ATen/ops/ne.h>
@@ -66,7 +67,8 @@ struct PolicyCall : torch::CustomClassHolder {
         return check_same_shape(loss, name, tensor, input_name, log_probs);
       }
       check_number_type(loss, name, tensor);
-      TORCH_CHECK_VALUE(tensor.sym_sizes() == log_probs.sym_sizes() || tensor.sym_sizes() == sequences, loss,
+      TORCH_CHECK_VALUE(
+          tensor.sym_sizes() == log_probs.sym_sizes() || tensor.sym_sizes() == sequences, loss,
           ": ", name, " must have one number per token or per sequence, shape ",
           log_probs.sym_sizes(), " or ", sequences, ", got ", tensor.sym_sizes());
     });
@@ -186,8 +188,8 @@ inline std::tuple<Tensor, Tensor> policy_forward_kernel(
     for (Tensor& operand : operands) {
       if (operand.defined()) operand = operand.contiguous();
     }
-    TORCH_CHECK_VALUE(layout(), call.options.function,
-                      ": log_probs has too many dimensions, ", log_probs.dim());
+    TORCH_CHECK_VALUE(layout(), call.options.function, ": log_probs has too many dimensions, ",
+                      log_probs.dim());
   }
   Input* const inputs[] = {&arguments.input,     &arguments.target, &arguments.pos_weight,
                            &arguments.reference, &arguments.mask,   &arguments.weight};
