@@ -162,9 +162,12 @@ void run_typed(const PointwiseArguments& arguments, const Execution& execution) 
 
 template <class Formula, class T>
 void run_gradients(const PointwiseArguments& arguments, const Execution& execution) {
-  if (arguments.target_gradient) {
-    run_typed<Formula, T, Gradients::kInputAndTarget>(arguments, execution);
-  } else if (arguments.input_gradient) {
+  // (Of a policy's log-probabilities alone there is a gradient: for a second one GRPO would spill.)
+  if constexpr (!is_of_policy<Formula>) {
+    if (arguments.target_gradient)
+      return run_typed<Formula, T, Gradients::kInputAndTarget>(arguments, execution);
+  }
+  if (arguments.input_gradient) {
     run_typed<Formula, T, Gradients::kInput>(arguments, execution);
   } else {
     run_typed<Formula, T, Gradients::kNone>(arguments, execution);
