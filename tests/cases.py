@@ -928,6 +928,7 @@ CHOSEN = Family(
     shape_of=ROWS.shape_of,
     integers=("index",),
     element_wise=False,  # as far as the tests go, which give a reduction
+    reduces=False,
 )
 
 
@@ -1468,6 +1469,7 @@ DISTRIBUTIONS = Family(
     degenerate=_degenerate_distributions,
     differentiable=("mu", "logstd"),
     shape_of=TRIPLETS.shape_of,
+    trained=2,
 )
 
 

@@ -105,12 +105,6 @@ struct Names {
   const char* weight = "weight";
 };
 
-const LossInfo& info_of(const LossList& losses, std::string_view loss) {
-  const int index = losses.find(formula_name(loss).c_str());
-  TORCH_CHECK_VALUE(index >= 0, "fastloss: no kernel is named \"", loss, "\"");
-  return losses.begin[index];
-}
-
 Tensor call_loss(const c10::TypedOperatorHandle<LossSignature>& op, const Names& names,
                  std::string_view loss, py::handle first, py::handle second,
                  const py::tuple& parameters, py::handle extra, py::handle weight,
