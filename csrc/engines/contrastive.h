@@ -32,9 +32,7 @@ struct ContrastiveArguments {
   void* tile = nullptr;  // [rows, columns]: products; of the accumulate type, like all else here
   int64_t rows = 0, columns = 0;
   bool is_double = false;
-  // Similarities are products divided by it: by the number on the device, where there is one.
-  double temperature = 1.0;
-  Input device_temperature;
+  Scale scale;  // similarities are products times it: one over the temperature
   // The column that row 0 is not compared with, as it is itself, and that of its positive; for the
   // next rows they are the next columns.
   int64_t itself = kNowhere, positive = 0;

@@ -25,12 +25,6 @@ struct State {
       : largest(static_cast<T*>(state.largest)), sums(static_cast<T*>(state.sums)) {}
 };
 
-template <class T>
-T temperature_of(const ContrastiveArguments& arguments) {
-  return T(arguments.device_temperature ? load_number(arguments.device_temperature)
-                                        : arguments.temperature);
-}
-
 // Writes the first `count` lanes.
 template <class T>
 FASTLOSS_INLINE void store_some(const Vec<T>& values, T* target, int64_t count) {
@@ -91,9 +85,9 @@ class BlockStates {
       : rows_(arguments.rows),
         stride_(arguments.columns),
         columns_(columns),
-        scale_(T(1) / temperature_of<T>(arguments)),
+        scale_(T(resolve(arguments.scale))),
         // So far below that nothing of it remains, also where it is scaled.
-        below_(T(kFarBelow) * temperature_of<T>(arguments)),
+        below_(T(kFarBelow) / scale_),
         tile_(static_cast<T*>(arguments.tile) + columns.begin),
         row_largest_(largest),
         row_sums_(sums) {
@@ -253,7 +247,7 @@ class BlockGradient {
         columns_(columns),
         of_rows_(arguments.of_rows, 0),
         of_columns_(arguments.of_columns, columns.begin),
-        scale_(T(1) / temperature_of<T>(arguments)),
+        scale_(T(resolve(arguments.scale))),
         factor_(T(arguments.factor) * scale_),
         tile_(static_cast<T*>(arguments.tile) + columns.begin),
         row_factors_(row_factors) {

@@ -9,15 +9,9 @@
 namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kEach = 4;  // similarities a thread has in its registers
-
-template <class T>
-FASTLOSS_DEVICE_INLINE T temperature_of(const ContrastiveArguments& arguments) {
-  return T(arguments.device_temperature ? load_number(arguments.device_temperature)
-                                        : arguments.temperature);
-}
 
 // The largest of some similarities, and the sum of e^(similarity − largest).
 template <class T>
@@ -75,7 +69,7 @@ FASTLOSS_DEVICE_INLINE T with_negative(const ContrastiveArguments& arguments, T 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     row_states_kernel(const __grid_constant__ ContrastiveArguments arguments) {
-  const T scale = T(1) / temperature_of<T>(arguments);
+  const T scale = T(resolve(arguments.scale));
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int64_t warp = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarpSize;
   for (int64_t row = warp; row < arguments.rows; row += int64_t{gridDim.x} * kWarps) {
@@ -102,7 +96,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     column_states_kernel(const __grid_constant__ ContrastiveArguments arguments) {
   __shared__ T largest[kWarps][kWarpSize], sums[kWarps][kWarpSize];
-  const T scale = T(1) / temperature_of<T>(arguments);
+  const T scale = T(resolve(arguments.scale));
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   for (int64_t first = arguments.first_counted_column + int64_t{blockIdx.x} * kWarpSize;
@@ -132,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 template <class T, bool kTwoSided>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     gradient_kernel(const __grid_constant__ ContrastiveArguments arguments) {
-  const T scale = T(1) / temperature_of<T>(arguments);
+  const T scale = T(resolve(arguments.scale));
   const T factor = T(arguments.factor) * scale;
   const auto number = [](const void* numbers, int64_t i) {
     return static_cast<const T*>(numbers)[i];

@@ -228,7 +228,7 @@ class ContrastiveRun {
         type_(contrastive_type(z1, z2)),
         launch_(z1) {
     arguments_.is_double = type_.dtype() == at::kDouble;
-    arguments_.temperature = options.temperature;
+    arguments_.scale.factor = 1.0 / options.temperature;
     if (temperature) set_temperature(*temperature);
     if (upstream) upstream_ = upstream->to(type_.dtype()).contiguous();
     const Tensor a = z1.detach().to(type_.dtype()).contiguous(),
@@ -247,8 +247,7 @@ class ContrastiveRun {
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> operator()() {
     const bool symmetric = kind_ == ContrastiveMode::kAll;
-    const bool wanted = (needs_[0] || needs_[1] || needs_[2]) &&
-                        (reduction_ != Reduction::kNone || upstream_.defined());
+    const bool wanted = needs_[0] || needs_[1] || needs_[2];
     // Only where no column has a softmax, a chunk's are complete at once.
     const bool two_sweeps = wanted && kind_ != ContrastiveMode::kRows;
     const ContrastiveChunks chunks(rows_.unit, columns_.unit, symmetric, two_sweeps);
@@ -289,10 +288,10 @@ class ContrastiveRun {
       const auto number = temperature.item<double>();
       TORCH_CHECK_VALUE(!(number <= 0.0), kContrastive, ": temperature must be above 0, got ",
                         number);
-      arguments_.temperature = number;
+      arguments_.scale.factor = 1.0 / number;
     } else {
       temperature_ = temperature.detach().to(type_.dtype());
-      arguments_.device_temperature = input_of(temperature_);
+      arguments_.scale = {1.0, input_of(temperature_)};
     }
   }
 
@@ -364,7 +363,7 @@ class ContrastiveRun {
       const double factor = kind_ == ContrastiveMode::kAll ? -0.5 : -1.0;
       const Tensor sum = along.sum().mul_(factor);
       gradients[2] =
-          temperature_.defined() ? sum.div(temperature_) : sum.div(arguments_.temperature);
+          temperature_.defined() ? sum.div(temperature_) : sum.mul(arguments_.scale.factor);
     }
     if (kind_ == ContrastiveMode::kAll) {
       const Tensor both = rows_.through_norm(row_gradient_, along);
