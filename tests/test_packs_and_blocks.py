@@ -27,7 +27,7 @@ def several_blocks(case: Case) -> Shape:
         "pairs": (35, 21),
         "triplet": (70, 24),
         "batch_hard": (150, 12),
-        "contrastive": (150, 12),
+        "contrastive": (70, 12),
     }[case.family.engine]
 
 
