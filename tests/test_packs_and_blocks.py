@@ -29,7 +29,7 @@ def several_blocks(case: Case) -> Shape:
         "batch_hard": (150, 12),
         "row_pair": (70, 24),
         "edges": (300, 20, 70),  # more features than a warp takes at a time
-        "contrastive": (150, 12),
+        "contrastive": (70, 12),
     }[case.family.engine]
 
 
