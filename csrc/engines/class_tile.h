@@ -83,11 +83,7 @@ class ClassTile {
   static ClassAhead ahead(const Input& input, const Layout& layout, const ClassAxis& axis,
                           int64_t begin) {
     const int64_t size = item_size(input.dtype);
-    int64_t first = axis.base, rest = begin;
-    for (int d = 0; d < layout.dims; ++d) {
-      first += rest % layout.size[d] * layout.stride[axis.operand][d];
-      rest /= layout.size[d];
-    }
+    const int64_t first = element_at(layout, axis, begin);
     return {static_cast<const char*>(input.data) + first * size, axis.class_stride * size,
             (layout.dims > 0 ? layout.stride[axis.operand][0] : 1) * size};
   }
@@ -128,12 +124,7 @@ class ClassTile {
     if (output.dtype != dtype_of<T> || layout.dims == 0) return nullptr;
     const int64_t inner = layout.size[0];
     if (layout.stride[axis.operand][0] != 1 || begin / inner != (end - 1) / inner) return nullptr;
-    int64_t first = axis.base, rest = begin;
-    for (int d = 0; d < layout.dims; ++d) {
-      first += rest % layout.size[d] * layout.stride[axis.operand][d];
-      rest /= layout.size[d];
-    }
-    T* const place = static_cast<T*>(output.data) + first;
+    T* const place = static_cast<T*>(output.data) + element_at(layout, axis, begin);
     const bool aligned = reinterpret_cast<uintptr_t>(place) % FASTLOSS_VECTOR_BYTES == 0;
     return aligned && (end - begin) % kLanes == 0 && axis.class_stride % kLanes == 0 ? place
                                                                                      : nullptr;
@@ -146,6 +137,16 @@ class ClassTile {
 
  private:
   using V = Vec<T>;
+
+  // Of class 0.
+  static int64_t element_at(const Layout& layout, const ClassAxis& axis, int64_t pixel) {
+    int64_t element = axis.base;
+    for (int d = 0; d < layout.dims; ++d) {
+      element += pixel % layout.size[d] * layout.stride[axis.operand][d];
+      pixel /= layout.size[d];
+    }
+    return element;
+  }
 
   struct AsTheyAre {
     FASTLOSS_INLINE V operator()(V x) const { return x; }

@@ -3,7 +3,6 @@
 
 #include "core/choose.h"
 #include "core/vec.h"
-#include "engines/arena.h"
 #include "engines/kernels.h"
 #include "engines/row_cpu.h"
 #include "engines/unit_row.h"
@@ -12,15 +11,8 @@
 namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
-constexpr int64_t kSmallestChunk =
-    4096;  // features: below, a second thread costs more than it saves
-
-// Two rows and their gradients, consecutive numbers each; null where not wanted.
 template <class T>
-struct RowPair {
-  const T* row[kRowPair];
-  T* gradient[kRowPair];
-};
+using RowPair = RowGroup<T, kRowPair>;
 
 // The loss of two rows; their gradients where there is room for them. Here it is a sum over the
 // features.
@@ -81,49 +73,11 @@ template <class Formula, class T, bool kGradient>
 void run_typed(const RowPairArguments& arguments, const Execution& execution) {
   T parameter[kMaxParameters];
   for (int i = 0; i < Formula::kParameters; ++i) parameter[i] = T(arguments.parameters[i]);
-  const Layout& layout = arguments.layout;
-  const int64_t features = arguments.features;
-  const bool streaming = kGradient && outlives_caches(layout.numel * features * int64_t{sizeof(T)});
-  const int64_t smallest_chunk = 1 + kSmallestChunk / (features + 1);
-  const double sum = sum_over_chunks(
-      execution, layout.numel, smallest_chunk, [&](int64_t chunk_begin, int64_t chunk_end) {
-        // For what cannot be read or written where it lies.
-        Arena arena(2 * kRowPair * Arena::size_of<T>(features));
-        T* stage[2 * kRowPair];
-        for (T*& row : stage) row = arena.take<T>(features);
-        double chunk_sum = 0.0;
-        for_each_run(
-            layout, chunk_begin, chunk_end,
-            [&](int64_t /*position*/, const int64_t* offsets, int64_t length) {
-              for (int64_t row = 0; row < length; ++row) {
-                const auto offset_of = [&](int operand) {
-                  return offsets[operand] + row * layout.stride[operand][0];
-                };
-                RowPair<T> pair;
-                for (int k = 0; k < kRowPair; ++k) {
-                  pair.row[k] = readable_row(arguments.rows[k], offset_of(k),
-                                             arguments.feature_stride[k], features, stage[k]);
-                  pair.gradient[k] =
-                      writable_row(arguments.gradients[k], offset_of(kRowPairGradients + k),
-                                   stage[kRowPair + k]);
-                }
-                const T loss = run_pair<Formula, T, kGradient>(
-                    pair, features, parameter, T(arguments.gradient_factor), streaming);
-                chunk_sum += double(loss);
-                if (arguments.loss_output.values)
-                  static_cast<T*>(arguments.loss_output.values)[offset_of(kRowPairValues)] = loss;
-                for (int k = 0; k < kRowPair; ++k) {
-                  if (pair.gradient[k] == stage[kRowPair + k]) {
-                    store_strided(arguments.gradients[k], offset_of(kRowPairGradients + k), 1,
-                                  pair.gradient[k], 1, features);
-                  }
-                }
-              }
-            });
-        if (streaming) streaming_fence();
-        return chunk_sum;
+  run_row_groups<T, kGradient>(
+      arguments, arguments.rows, execution, [&](const RowPair<T>& pair, bool streaming) {
+        return run_pair<Formula, T, kGradient>(pair, arguments.features, parameter,
+                                               T(arguments.gradient_factor), streaming);
       });
-  store_total<T>(arguments.loss_output, Scale{arguments.loss_factor, {}}, sum);
 }
 
 template <class Formula>

@@ -3,7 +3,6 @@
 
 #include "core/choose.h"
 #include "core/vec.h"
-#include "engines/arena.h"
 #include "engines/kernels.h"
 #include "engines/row_cpu.h"
 #include "losses/triplet.h"
@@ -11,18 +10,11 @@
 namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
-constexpr int64_t kSmallestChunk =
-    4096;  // features: below, a second thread costs more than it saves
-
 // The distances of a triplet, by the bit of their seeds.
 enum Distance { kToPositive, kToNegative, kBetween, kDistances };
 
-// The members of one triplet and their gradients, consecutive numbers each; null where not wanted.
 template <class T>
-struct Triplet {
-  const T* member[kTripletMembers];
-  T* gradient[kTripletMembers];
-};
+using Triplet = RowGroup<T, kTripletMembers>;
 
 // The loss of one triplet; its gradients where there is room for them.
 template <class Formula, class T, bool kSwap, bool kGradient>
@@ -34,8 +26,8 @@ template <class Formula, class T, bool kSwap, bool kGradient>
   const T p = parameter[1];
   const V eps(parameter[2]);
   const auto differences = [&](const auto& load, V(&difference)[3]) {
-    const V anchor = load(triplet.member[kAnchor]), positive = load(triplet.member[kPositive]),
-            negative = load(triplet.member[kNegative]);
+    const V anchor = load(triplet.row[kAnchor]), positive = load(triplet.row[kPositive]),
+            negative = load(triplet.row[kNegative]);
     difference[kToPositive] = anchor - positive + eps;
     difference[kToNegative] = anchor - negative + eps;
     difference[kBetween] = positive - negative + eps;
@@ -105,49 +97,11 @@ template <class Formula, class T, bool kSwap, bool kGradient>
 void run_typed(const TripletArguments& arguments, const Execution& execution) {
   T parameter[kMaxParameters];
   for (int i = 0; i < Formula::kParameters; ++i) parameter[i] = T(arguments.parameters[i]);
-  const Layout& layout = arguments.layout;
-  const int64_t features = arguments.features;
-  const bool streaming = kGradient && outlives_caches(layout.numel * features * int64_t{sizeof(T)});
-  const int64_t smallest_chunk = 1 + kSmallestChunk / (features + 1);
-  const double sum = sum_over_chunks(
-      execution, layout.numel, smallest_chunk, [&](int64_t chunk_begin, int64_t chunk_end) {
-        // For what cannot be read or written where it lies.
-        Arena arena(2 * kTripletMembers * Arena::size_of<T>(features));
-        T* stage[2 * kTripletMembers];
-        for (T*& row : stage) row = arena.take<T>(features);
-        double chunk_sum = 0.0;
-        for_each_run(
-            layout, chunk_begin, chunk_end,
-            [&](int64_t /*position*/, const int64_t* offsets, int64_t length) {
-              for (int64_t row = 0; row < length; ++row) {
-                const auto offset_of = [&](int operand) {
-                  return offsets[operand] + row * layout.stride[operand][0];
-                };
-                Triplet<T> triplet;
-                for (int k = 0; k < kTripletMembers; ++k) {
-                  triplet.member[k] = readable_row(arguments.members[k], offset_of(k),
-                                                   arguments.feature_stride[k], features, stage[k]);
-                  triplet.gradient[k] =
-                      writable_row(arguments.gradients[k], offset_of(kTripletGradients + k),
-                                   stage[kTripletMembers + k]);
-                }
-                const T loss = run_triplet<Formula, T, kSwap, kGradient>(
-                    triplet, features, parameter, T(arguments.gradient_factor), streaming);
-                chunk_sum += double(loss);
-                if (arguments.loss_output.values)
-                  static_cast<T*>(arguments.loss_output.values)[offset_of(kTripletValues)] = loss;
-                for (int k = 0; k < kTripletMembers; ++k) {
-                  if (triplet.gradient[k] == stage[kTripletMembers + k]) {
-                    store_strided(arguments.gradients[k], offset_of(kTripletGradients + k), 1,
-                                  triplet.gradient[k], 1, features);
-                  }
-                }
-              }
-            });
-        if (streaming) streaming_fence();
-        return chunk_sum;
+  run_row_groups<T, kGradient>(
+      arguments, arguments.members, execution, [&](const Triplet<T>& triplet, bool streaming) {
+        return run_triplet<Formula, T, kSwap, kGradient>(triplet, arguments.features, parameter,
+                                                         T(arguments.gradient_factor), streaming);
       });
-  store_total<T>(arguments.loss_output, Scale{arguments.loss_factor, {}}, sum);
 }
 
 template <class Formula>
