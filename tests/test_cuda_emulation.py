@@ -113,7 +113,10 @@ TABLE: dict[str, tuple[tuple[str, ...], float]] = {
         (
             # test_packs_and_blocks.py has every dtype too.
             "test_dtype[",
-            "test_prediction_of_another_dtype_than_the_rest[cpu-bfloat16",
+            *(
+                f"test_prediction_of_another_dtype_than_the_rest[cpu-{dtype}"
+                for dtype in ("bfloat16", "float64")
+            ),
             *(
                 f"test_strides_of_{what}[cpu-{layout}"
                 for what in ("every_operand", "weight")
@@ -133,6 +136,7 @@ TABLE: dict[str, tuple[tuple[str, ...], float]] = {
             "test_nothing_is_mutated",
             # float64's is a compilation of its own, that of half precision is float32's.
             "test_degenerate_input_is_finite[cpu-bfloat16",
+            "test_degenerate_input_is_finite[cpu-float16",
             *(
                 f"test_nan_stays_in_its_element[cpu-{size}-{dtype}"
                 for size in (5, 67)
