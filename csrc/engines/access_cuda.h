@@ -70,6 +70,22 @@ inline bool are_rows_packed(const Layout& layout, int operand, const void* data,
   return true;
 }
 
+// Whether every row of all groups of rows divides into aligned packs, and every gradient. `rows`
+// are those of the arguments; the operands of their layout are the rows, then the gradients.
+template <class Arguments, int kRows>
+bool are_row_groups_packed(const Arguments& arguments, const Input (&rows)[kRows], int width) {
+  const auto packed = [&](int operand, const auto& tensor, int64_t stride) {
+    return are_rows_packed(arguments.layout, operand, tensor.data, tensor.dtype, stride,
+                           arguments.features, width);
+  };
+  for (int k = 0; k < kRows; ++k) {
+    if (!packed(k, rows[k], arguments.feature_stride[k]) ||
+        !packed(kRows + k, arguments.gradients[k], 1))
+      return false;
+  }
+  return true;
+}
+
 // --- on the device ---
 
 // The element of each operand at a position in walking order.

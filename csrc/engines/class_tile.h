@@ -194,9 +194,10 @@ class ClassTile {
         }
       }
     });
-    const int64_t count = end - begin;
-    for (int64_t c = 0; c < classes_; ++c)
-      std::fill(row(c) + count, row(c) + padded(count), Map(map)(V(0))[0]);
+    const int64_t count = end - begin, whole = padded(count);
+    if (whole == count) return;
+    const T padding = Map(map)(V(0))[0];
+    for (int64_t c = 0; c < classes_; ++c) std::fill(row(c) + count, row(c) + whole, padding);
   }
 
   template <class Map>

@@ -141,24 +141,9 @@ void run_width(const RowPairArguments& arguments, const Execution& execution) {
          arguments, completion);
 }
 
-// Whether every row and gradient divides into aligned packs.
-template <class T>
-bool all_packed(const RowPairArguments& arguments) {
-  bool result = true;
-  for (int k = 0; k < kRowPair; ++k) {
-    const auto packed = [&](int operand, const auto& tensor, int64_t stride) {
-      return are_rows_packed(arguments.layout, operand, tensor.data, tensor.dtype, stride,
-                             arguments.features, kWide<T>);
-    };
-    result = result && packed(k, arguments.rows[k], arguments.feature_stride[k]) &&
-             packed(kRowPairGradients + k, arguments.gradients[k], 1);
-  }
-  return result;
-}
-
 template <class Formula, class T, bool kGradient>
 void run_typed(const RowPairArguments& arguments, const Execution& execution) {
-  if (kWide<T> > 1 && all_packed<T>(arguments)) {
+  if (kWide<T> > 1 && are_row_groups_packed(arguments, arguments.rows, kWide<T>)) {
     run_width<Formula, T, kGradient, kWide<T>>(arguments, execution);
   } else {
     run_width<Formula, T, kGradient, 1>(arguments, execution);

@@ -137,24 +137,9 @@ void run_width(const TripletArguments& arguments, const Execution& execution) {
          arguments, completion);
 }
 
-// Whether every row of every member and gradient divides into aligned packs.
-template <class T>
-bool all_packed(const TripletArguments& arguments) {
-  bool result = true;
-  for (int k = 0; k < kTripletMembers; ++k) {
-    const auto packed = [&](int operand, const auto& tensor, int64_t stride) {
-      return are_rows_packed(arguments.layout, operand, tensor.data, tensor.dtype, stride,
-                             arguments.features, kWide<T>);
-    };
-    result = result && packed(k, arguments.members[k], arguments.feature_stride[k]) &&
-             packed(kTripletGradients + k, arguments.gradients[k], 1);
-  }
-  return result;
-}
-
 template <class Formula, class T, bool kSwap, bool kGradient>
 void run_typed(const TripletArguments& arguments, const Execution& execution) {
-  if (kWide<T> > 1 && all_packed<T>(arguments)) {
+  if (kWide<T> > 1 && are_row_groups_packed(arguments, arguments.members, kWide<T>)) {
     run_width<Formula, T, kSwap, kGradient, kWide<T>>(arguments, execution);
   } else {
     run_width<Formula, T, kSwap, kGradient, 1>(arguments, execution);
