@@ -126,6 +126,20 @@ def ranked_region(
     ignore_index: int | None,
     reduction: str,
 ) -> Tensor: ...
+def task_aligned_assignment(
+    detections: tuple[Tensor, ...],
+    topk: int,
+    topk2: int | None,
+    alpha: float,
+    beta: float,
+    min_side: float,
+) -> tuple[Tensor, Tensor]: ...
+def task_aligned_detection_loss(
+    detections: tuple[Tensor, ...],
+    target_indices: Tensor,
+    target_scores: Tensor,
+    weight: Tensor | None,
+) -> Tensor: ...
 def crf(
     emissions: Tensor,
     tags: Tensor,

@@ -320,6 +320,35 @@ def _split_temperature(temperature: Tensor | float) -> tuple[Tensor | None, floa
     return (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
 
 
+# logits, distances, anchors, strides, target_labels, target_boxes
+Detections = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def task_aligned_assignment(
+    detections: Detections,
+    topk: int,
+    topk2: int | None,
+    alpha: float,
+    beta: float,
+    min_side: float,
+) -> tuple[Tensor, Tensor]:
+    """The target of every anchor, and how well it suits."""
+    options = (topk, topk2, alpha, beta, min_side)
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.task_aligned_assignment(*detections, *options)
+    return _C.task_aligned_assignment(detections, *options)
+
+
+def task_aligned_detection_loss(
+    detections: Detections, target_indices: Tensor, target_scores: Tensor, weight: Tensor | None
+) -> Tensor:
+    """The losses of boxes, classes and distances."""
+    assigned = (target_indices, target_scores, weight)
+    if torch.compiler.is_compiling():
+        return torch.ops.fastloss.task_aligned_detection_loss(*detections, *assigned)
+    return _C.task_aligned_detection_loss(detections, *assigned)
+
+
 def crf(
     emissions: Tensor,
     tags: Tensor,
@@ -732,6 +761,21 @@ def _contrastive_reference(
     return graph.info_nce_loss(z1, z2, tau, mode=mode, **options)
 
 
+def _task_aligned_assignment_reference(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from fastloss import reference
+
+    names = ("topk", "topk2", "alpha", "beta", "min_side")
+    detections, options = arguments[: -len(names)], arguments[-len(names) :]
+    return reference.task_aligned_assignment(*detections, **dict(zip(names, options, strict=True)))
+
+
+def _task_aligned_detection_loss_reference(*arguments: Any) -> Tensor:
+    from fastloss import reference
+
+    *tensors, weight = arguments
+    return reference.task_aligned_detection_loss(*tensors, weight=weight)
+
+
 def _sentence_bleu_reference(
     candidates: Tensor,
     references: Tensor,
@@ -780,6 +824,8 @@ for _engine, _function in {
     "row_pair": _two_tensors_reference,
     "edges": _edges_reference,
     "contrastive": _contrastive_reference,
+    "task_aligned_assignment": _task_aligned_assignment_reference,
+    "task_aligned_detection_loss": _task_aligned_detection_loss_reference,
     "crf": _reference_itself("crf_loss"),
     "crf_marginals": _reference_itself("crf_marginals"),
     "crf_decode": _reference_itself("crf_decode"),

@@ -27,13 +27,13 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "csrc"
 FUNCTIONS = sorted(functional.__all__)
 TASKS = (
-    *("boxes", "classification", "generative", "graph", "ranking", "regression"),
-    *("segmentation", "sequence"),
+    *("boxes", "classification", "detection", "generative", "graph", "ranking"),
+    *("regression", "segmentation", "sequence"),
 )
 ROWS = (*CASES, *METRICS)
 # What takes a function, returns no loss, or has no floating argument has no row, but tests of its
 # own.
-WITHOUT_ROW = {"gradient_penalty", "crf_decode", "sentence_bleu"}
+WITHOUT_ROW = {"gradient_penalty", "crf_decode", "sentence_bleu", "task_aligned_assignment"}
 MODULES_WITHOUT_ROW = {"GradientPenalty"}
 
 
@@ -155,6 +155,7 @@ def test_module_has_the_functions_options_and_defaults(name: str) -> None:
         "WiseBoxIoULoss": {"version", "momentum", "process_group"},
         "LinearCrossEntropyLoss": {"in_features", "num_classes", "bias", "device", "dtype"},
         "CRF": {"num_tags", "batch_first"},
+        "TaskAlignedDetectionLoss": {"topk", "topk2", "alpha", "beta", "min_side"},
     }.get(name, set())
     options = inspect.signature(module).parameters
     for option in options.values():
@@ -168,6 +169,7 @@ def test_module_has_the_functions_options_and_defaults(name: str) -> None:
         "WiseBoxIoULoss": {"iou_mean"},
         "LinearCrossEntropyLoss": {"linear_weight", "linear_bias"},
         "CRF": {"transitions", "start_transitions", "end_transitions"},
+        "TaskAlignedDetectionLoss": {"target_indices", "target_scores"},
     }
     assert set(function) - passed == owned.get(name, set())
 

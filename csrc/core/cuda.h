@@ -20,13 +20,6 @@
 
 #define FASTLOSS_DEVICE_INLINE __device__ __forceinline__
 
-// Before a loop over an array that has to stay in registers.
-#if defined(__CUDACC__)
-#define FASTLOSS_UNROLL _Pragma("unroll")
-#else
-#define FASTLOSS_UNROLL
-#endif
-
 namespace fastloss::FASTLOSS_TARGET {
 
 // --- on the host ---

@@ -25,3 +25,10 @@
 #else
 #define FASTLOSS_VECTOR_BYTES 16
 #endif
+
+// Before a loop over an array that has to stay in registers.
+#if defined(__CUDACC__)
+#define FASTLOSS_UNROLL _Pragma("unroll")
+#else
+#define FASTLOSS_UNROLL
+#endif

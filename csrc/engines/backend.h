@@ -7,6 +7,7 @@
 #include "engines/box_matrix.h"
 #include "engines/box_pair.h"
 #include "engines/contrastive.h"
+#include "engines/detection.h"
 #include "engines/edges.h"
 #include "engines/label_total.h"
 #include "engines/ngrams.h"
@@ -46,6 +47,8 @@ struct Backend {
   void (*edges)(const EdgesArguments&, const Execution&);
   void (*contrastive_states)(const ContrastiveArguments&, const Execution&);
   void (*contrastive_gradient)(const ContrastiveArguments&, const Execution&);
+  void (*detection_assignment)(const AssignmentArguments&, const Execution&);
+  void (*detection_loss)(const DetectionLossArguments&, const Execution&);
   void (*crf)(const CrfArguments&, const Execution&);
   int64_t (*crf_scratch)(const CrfArguments&);
   void (*decode)(const DecodeArguments&, const Execution&);

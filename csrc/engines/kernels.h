@@ -27,6 +27,8 @@ void edge_order(const EdgeOrderArguments& arguments, const Execution& execution)
 void edges(const EdgesArguments& arguments, const Execution& execution);
 void contrastive_states(const ContrastiveArguments& arguments, const Execution& execution);
 void contrastive_gradient(const ContrastiveArguments& arguments, const Execution& execution);
+void detection_assignment(const AssignmentArguments& arguments, const Execution& execution);
+void detection_loss(const DetectionLossArguments& arguments, const Execution& execution);
 void crf(const CrfArguments& arguments, const Execution& execution);
 int64_t crf_scratch(const CrfArguments& arguments);
 void decode(const DecodeArguments& arguments, const Execution& execution);

@@ -366,6 +366,45 @@ Tensor sentence_bleu(py::handle candidates, py::handle references, py::handle ma
   return op.call(c, r, order, s, value, pad);
 }
 
+// What a detector predicts at its anchors, and what there is to find.
+struct DetectionTensors {
+  Tensor logits, distances, anchors, strides, labels, boxes;
+  DetectionTensors(std::string_view function, const py::tuple& tensors)
+      : logits(tensor(function, "logits", tensors[0])),
+        distances(tensor(function, "distances", tensors[1])),
+        anchors(tensor(function, "anchors", tensors[2])),
+        strides(tensor(function, "strides", tensors[3])),
+        labels(tensor(function, "target_labels", tensors[4])),
+        boxes(tensor(function, "target_boxes", tensors[5])) {}
+};
+
+std::tuple<Tensor, Tensor> task_aligned_assignment(const py::tuple& detections, py::handle topk,
+                                                   py::handle topk2, py::handle alpha,
+                                                   py::handle beta, py::handle min_side) {
+  static const auto op = find_operator<AssignmentSignature>("fastloss::task_aligned_assignment");
+  constexpr const char* kName = "task_aligned_assignment";
+  const DetectionTensors of(kName, detections);
+  const int64_t k = integer(kName, "topk", topk);
+  const OptionalInteger k2 = optional_integer(kName, "topk2", topk2);
+  const double a = number(kName, "alpha", alpha), b = number(kName, "beta", beta),
+               side = number(kName, "min_side", min_side);
+  const py::gil_scoped_release no_gil;
+  return op.call(of.logits, of.distances, of.anchors, of.strides, of.labels, of.boxes, k, k2, a, b,
+                 side);
+}
+
+Tensor task_aligned_detection_loss(const py::tuple& detections, py::handle indices,
+                                   py::handle scores, py::handle weight) {
+  static const auto op = find_operator<DetectionSignature>("fastloss::task_aligned_detection_loss");
+  constexpr const char* kName = "task_aligned_detection_loss";
+  const DetectionTensors of(kName, detections);
+  const Tensor i = tensor(kName, "target_indices", indices),
+               s = tensor(kName, "target_scores", scores);
+  const OptionalTensor w = optional_tensor(kName, "weight", weight);
+  const py::gil_scoped_release no_gil;
+  return op.call(of.logits, of.distances, of.anchors, of.strides, of.labels, of.boxes, i, s, w);
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = FASTLOSS_TORCH_VERSION;  // the one it was compiled against
@@ -418,6 +457,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("row_pair", torch::wrap_pybind_function(row_pair));
   module.def("edges", torch::wrap_pybind_function(edges));
   module.def("contrastive", torch::wrap_pybind_function(contrastive));
+  module.def("task_aligned_assignment", torch::wrap_pybind_function(task_aligned_assignment));
+  module.def("task_aligned_detection_loss",
+             torch::wrap_pybind_function(task_aligned_detection_loss));
   module.def("crf", torch::wrap_pybind_function(crf));
   module.def("crf_marginals", torch::wrap_pybind_function(crf_marginals));
   module.def("crf_decode", torch::wrap_pybind_function(crf_decode));

@@ -162,6 +162,29 @@ using DecodeSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
 using SentenceBleuSignature = Tensor(const Tensor&, const Tensor&, int64_t, std::string_view,
                                      OptionalNumber, int64_t);
 
+// logits, distances, anchors, strides, target_labels, target_boxes, topk, topk2, alpha, beta,
+// min_side → target_indices, target_scores
+using AssignmentSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                       const Tensor&, const Tensor&, const Tensor&,
+                                                       int64_t, OptionalInteger, double, double,
+                                                       double);
+// logits, distances, anchors, strides, target_labels, target_boxes, target_indices, target_scores,
+// weight
+using DetectionSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                  const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                  const OptionalTensor&);
+// → loss, the sum of the scores that it is divided by
+using DetectionForwardSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                             const Tensor&, const Tensor&,
+                                                             const Tensor&, const Tensor&,
+                                                             const Tensor&, const Tensor&,
+                                                             const OptionalTensor&);
+// upstream, that sum, the arguments, needs → the gradients of logits and distances
+using DetectionBackwardSignature =
+    std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                               const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                               const Tensor&, const Tensor&, const OptionalTensor&, Needs);
+
 using ScaleSignature = void(Tensor&, const Tensor&);
 
 template <class Signature>

@@ -16,6 +16,7 @@
 #include "torch/box_matrix.h"
 #include "torch/box_pair.h"
 #include "torch/contrastive.h"
+#include "torch/detection.h"
 #include "torch/edges.h"
 #include "torch/linear_cross_entropy.h"
 #include "torch/ngrams.h"
@@ -183,6 +184,20 @@ TORCH_LIBRARY(fastloss, library) {
     define("crf_marginals" + chain + " -> Tensor");
     define("crf_decode" + chain + " -> (Tensor, Tensor)");
   }
+  const std::string detections =
+      "Tensor logits, Tensor distances, Tensor anchors, Tensor strides, Tensor target_labels, "
+      "Tensor target_boxes, ";
+  const std::string assigned =
+      detections + "Tensor target_indices, Tensor target_scores, Tensor? weight";
+  for (const char* suffix : {"", "_reference", "_forward"}) {
+    define(std::string("task_aligned_assignment") + suffix + "(" + detections +
+           "int topk, int? topk2, float alpha, float beta, float min_side) -> (Tensor, Tensor)");
+  }
+  define("task_aligned_detection_loss(" + assigned + ") -> Tensor");
+  define("task_aligned_detection_loss_reference(" + assigned + ") -> Tensor");
+  define("task_aligned_detection_loss_forward(" + assigned + ") -> (Tensor, Tensor)");
+  define("task_aligned_detection_loss_backward(Tensor upstream, Tensor total, " + assigned +
+         ", bool[2] needs) -> (Tensor, Tensor)");
   const std::string bleu =
       "(Tensor candidates, Tensor references, int max_order, str smoothing, float? "
       "smoothing_value, "
@@ -217,6 +232,10 @@ TORCH_LIBRARY(fastloss, library) {
   library.impl("edges", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(edges_entry));
   library.impl("contrastive", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(contrastive_entry));
+  library.impl("task_aligned_assignment", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(assignment_entry));
+  library.impl("task_aligned_detection_loss", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(detection_entry));
   library.impl("crf", c10::DispatchKey::CompositeImplicitAutograd, TORCH_FN(crf_entry));
   library.impl("crf_marginals", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(crf_marginals_entry));
@@ -244,6 +263,8 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("row_pair", TORCH_FN(loss_entry<RowPairLoss>));
   under_vmap("edges", TORCH_FN(edges_entry));
   under_vmap("contrastive", TORCH_FN(contrastive_entry));
+  under_vmap("task_aligned_assignment", TORCH_FN(assignment_entry));
+  under_vmap("task_aligned_detection_loss", TORCH_FN(detection_entry));
   under_vmap("crf", TORCH_FN(crf_entry));
   under_vmap("crf_marginals", TORCH_FN(crf_marginals_entry));
   under_vmap("crf_decode", TORCH_FN(crf_decode_entry));
@@ -272,6 +293,12 @@ TORCH_LIBRARY(fastloss, library) {
                    TORCH_FN(ranked_region_forward_meta));
   register_kernels("ranked_region_backward", TORCH_FN(ranked_region_backward_kernel),
                    TORCH_FN(ranked_region_backward_meta));
+  register_kernels("task_aligned_assignment_forward", TORCH_FN(assignment_kernel),
+                   TORCH_FN(assignment_meta));
+  register_kernels("task_aligned_detection_loss_forward", TORCH_FN(detection_forward_kernel),
+                   TORCH_FN(detection_forward_meta));
+  register_kernels("task_aligned_detection_loss_backward", TORCH_FN(detection_backward_kernel),
+                   TORCH_FN(detection_backward_meta));
   register_kernels("pairs_forward", TORCH_FN(forward_kernel<PairsEngine>),
                    TORCH_FN(forward_meta<PairsEngine>));
   register_kernels("triplet_forward", TORCH_FN(triplet_forward_kernel),

@@ -189,6 +189,21 @@ Returns:
     The loss: shape (B, T), 0 where the mask is, for ``"none"``, else a 0-d tensor; float32, or
     float64 if one of the tensors is. The mean over no tokens is 0, with a gradient of 0. Only
     the log-probabilities get their gradient from a kernel, other tensors from plain PyTorch.""",
+    "detection_logits": """\
+logits: Logits of the classes at every anchor (B, C, A), any floating dtype, any strides.""",
+    "detection_distances": """\
+distances: Logits (B, 4 · bins, A) of where the sides of a box are: left, top, right, bottom, each
+    a distribution over the distances 0, 1, ... bins - 1 from the anchor, in its cells. At least
+    two bins; any floating dtype, any strides.""",
+    "anchors": """\
+anchors: Position of every anchor (A, 2), x and y in cells.""",
+    "anchor_strides": """\
+strides: Side of every anchor's cell (A,), in pixels.""",
+    "detection_labels": """\
+target_labels: Class of every box that is there (B, G), in [0, C), of any integer dtype; negative
+    where a row has fewer boxes than G.""",
+    "detection_boxes": """\
+target_boxes: Those boxes (B, G, 4): x1, y1, x2, y2 in pixels.""",
     "raises": """\
 Raises:
     ValueError: For shapes, devices or options that do not fit.

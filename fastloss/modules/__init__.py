@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The losses as modules: options in the constructor, tensors in the call."""
 
-from . import boxes, classification, generative, graph, ranking, regression, segmentation, sequence
+from . import boxes, classification, detection, generative, graph, ranking, regression, segmentation, sequence
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
+from .detection import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .graph import *  # noqa: F403
 from .ranking import *  # noqa: F403
@@ -14,6 +15,7 @@ from .sequence import *  # noqa: F403
 __all__ = [
     *boxes.__all__,
     *classification.__all__,
+    *detection.__all__,
     *generative.__all__,
     *graph.__all__,
     *ranking.__all__,

@@ -5,9 +5,10 @@ They are the oracle of the tests, and they compute where no kernel does: on devi
 under ``torch.func`` transforms and for derivatives of higher order.
 """
 
-from . import boxes, classification, generative, graph, ranking, regression, segmentation, sequence
+from . import boxes, classification, detection, generative, graph, ranking, regression, segmentation, sequence
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
+from .detection import *  # noqa: F403
 from .generative import *  # noqa: F403
 from .graph import *  # noqa: F403
 from .ranking import *  # noqa: F403
@@ -18,6 +19,7 @@ from .sequence import *  # noqa: F403
 __all__ = [
     *boxes.__all__,
     *classification.__all__,
+    *detection.__all__,
     *generative.__all__,
     *graph.__all__,
     *ranking.__all__,
