@@ -132,7 +132,7 @@ def task_aligned_assignment(
     topk2: int | None,
     alpha: float,
     beta: float,
-    min_side: float,
+    candidate_boxes: Tensor | None,
 ) -> tuple[Tensor, Tensor]: ...
 def task_aligned_detection_loss(
     detections: tuple[Tensor, ...],

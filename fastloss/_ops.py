@@ -330,10 +330,10 @@ def task_aligned_assignment(
     topk2: int | None,
     alpha: float,
     beta: float,
-    min_side: float,
+    candidate_boxes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The target of every anchor, and how well it suits."""
-    options = (topk, topk2, alpha, beta, min_side)
+    options = (topk, topk2, alpha, beta, candidate_boxes)
     if torch.compiler.is_compiling():
         return torch.ops.fastloss.task_aligned_assignment(*detections, *options)
     return _C.task_aligned_assignment(detections, *options)
@@ -764,7 +764,7 @@ def _contrastive_reference(
 def _task_aligned_assignment_reference(*arguments: Any) -> tuple[Tensor, Tensor]:
     from fastloss import reference
 
-    names = ("topk", "topk2", "alpha", "beta", "min_side")
+    names = ("topk", "topk2", "alpha", "beta", "candidate_boxes")
     detections, options = arguments[: -len(names)], arguments[-len(names) :]
     return reference.task_aligned_assignment(*detections, **dict(zip(names, options, strict=True)))
 

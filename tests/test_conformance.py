@@ -155,7 +155,7 @@ def test_module_has_the_functions_options_and_defaults(name: str) -> None:
         "WiseBoxIoULoss": {"version", "momentum", "process_group"},
         "LinearCrossEntropyLoss": {"in_features", "num_classes", "bias", "device", "dtype"},
         "CRF": {"num_tags", "batch_first"},
-        "TaskAlignedDetectionLoss": {"topk", "topk2", "alpha", "beta", "min_side"},
+        "TaskAlignedDetectionLoss": {"topk", "topk2", "alpha", "beta"},
     }.get(name, set())
     options = inspect.signature(module).parameters
     for option in options.values():

@@ -26,7 +26,7 @@ struct AssignmentArguments : DetectionArguments {
   // Anchors per box, before each anchor has one box only, and after: 0 for any number.
   int64_t topk = 0, topk2 = 0;
   double alpha = 0.0, beta = 0.0;
-  double min_side = 0.0;       // boxes reach for anchors as if no side were shorter, in pixels
+  const void* reaches = nullptr;  // [B, G, 4]: the boxes in which each box looks for anchors, pixels
   void* predicted = nullptr;   // scratch [B, 4, A]: the predicted boxes, pixels
   int32_t* chosen = nullptr;   // scratch of CUDA's [B, G, topk]: anchors, -1 where there are fewer
   int64_t* indices = nullptr;  // [B, A]: of the box, or -1

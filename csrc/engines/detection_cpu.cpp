@@ -90,10 +90,8 @@ class Assignment {
         image_(arguments, image),
         predicted_(static_cast<T*>(arguments.predicted) + image * kSides * arguments.anchors),
         indices_(arguments.indices + image * arguments.anchors),
-        scores_(static_cast<T*>(arguments.scores) + image * arguments.anchors) {
-    for (int64_t g = 0; g < arguments.targets; ++g)
-      reaches_.push_back(Reach<T>::of(image_.box(g), T(arguments.min_side)));
-  }
+        scores_(static_cast<T*>(arguments.scores) + image * arguments.anchors),
+        reaches_(static_cast<const T*>(arguments.reaches) + image * arguments.targets * kSides) {}
 
   // The predicted boxes of those anchors among [begin, end) that a box reaches.
   void decode(int64_t begin, int64_t end) {
@@ -142,25 +140,27 @@ class Assignment {
 
   bool is_reached(V x, V y) const {
     for (int64_t g = 0; g < arguments_.targets; ++g) {
-      if (image_.has(g) && any(lanes_of(reaches_[g]).contains(x, y))) return true;
+      if (image_.has(g) && any(contains(in_all_lanes(reach(g)), x, y))) return true;
     }
     return false;
   }
 
-  static FASTLOSS_INLINE Reach<V> lanes_of(const Reach<T>& reach) {
-    return {V(reach.x1), V(reach.y1), V(reach.x2), V(reach.y2)};
+  FASTLOSS_INLINE Box<T, T, T, T> reach(int64_t target) const {
+    const T* const c = reaches_ + kSides * target;
+    return {c[0], c[1], c[2], c[3]};
+  }
+  static FASTLOSS_INLINE Box<V, V, V, V> in_all_lanes(const Box<T, T, T, T>& box) {
+    return {V(box.x1), V(box.y1), V(box.x2), V(box.y2)};
   }
 
   // The anchors that suit a box best, to chosen_.
   void choose(int64_t g) {
-    const auto box = image_.box(g);
-    const Box<V, V, V, V> target{V(box.x1), V(box.y1), V(box.x2), V(box.y2)};
-    const Reach<V> reach = lanes_of(reaches_[g]);
+    const Box<V, V, V, V> target = in_all_lanes(image_.box(g)), within = in_all_lanes(reach(g));
     best_.clear();
     for (int64_t a = 0; a < arguments_.anchors; a += kLanes) {
       const V stride = image_.points(2, a);
       const auto inside =
-          reach.contains(image_.points(0, a) * stride, image_.points(1, a) * stride);
+          contains(within, image_.points(0, a) * stride, image_.points(1, a) * stride);
       if (!any(inside)) continue;
       const int64_t count = std::min(kLanes, arguments_.anchors - a);
       T logits[kLanes] = {};
@@ -218,7 +218,7 @@ class Assignment {
     int64_t found = -1;
     T most(0);
     for (int64_t g = 0; g < arguments_.targets; ++g) {
-      if (!image_.has(g) || !reaches_[g].contains(x, y)) continue;
+      if (!image_.has(g) || !contains(reach(g), x, y)) continue;
       const T overlap = alignment(g, a).overlap;
       if (found < 0 || is_better(overlap, most)) found = g, most = overlap;
     }
@@ -264,7 +264,7 @@ class Assignment {
   T* const predicted_;
   int64_t* const indices_;
   T* const scores_;
-  std::vector<Reach<T>> reaches_;
+  const T* const reaches_;
   std::vector<Candidate> best_;               // of one target, the best first
   std::vector<int64_t> taken_, contested_;  // anchors that a target chose; that several did
 };

@@ -24,8 +24,11 @@ struct Image {
     return label;
   }
   FASTLOSS_DEVICE_INLINE Box<T, T, T, T> box(int64_t target) const {
+    return box(arguments.boxes, target);
+  }
+  FASTLOSS_DEVICE_INLINE Box<T, T, T, T> box(const void* boxes, int64_t target) const {
     const T* const c =
-        static_cast<const T*>(arguments.boxes) + (image * arguments.targets + target) * kSides;
+        static_cast<const T*>(boxes) + (image * arguments.targets + target) * kSides;
     return {c[0], c[1], c[2], c[3]};
   }
   FASTLOSS_DEVICE_INLINE T logit(int64_t label, int64_t anchor) const {
@@ -57,8 +60,8 @@ struct Assignment {
 
   FASTLOSS_DEVICE_INLINE bool reaches(int64_t target, int64_t anchor) const {
     const T stride = image.point(2, anchor);
-    return Reach<T>::of(image.box(target), T(arguments.min_side))
-        .contains(image.point(0, anchor) * stride, image.point(1, anchor) * stride);
+    return contains(image.box(arguments.reaches, target), image.point(0, anchor) * stride,
+                    image.point(1, anchor) * stride);
   }
   FASTLOSS_DEVICE_INLINE T* predicted(int side, int64_t anchor) const {
     return static_cast<T*>(arguments.predicted) +

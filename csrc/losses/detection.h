@@ -49,24 +49,13 @@ FASTLOSS_INLINE auto scaled_box(const V (&coordinates)[4], T factor) {
              coordinates[3] * factor};
 }
 
-// Where an anchor must lie for a box to reach it.
-template <class V>
-struct Reach {
-  V x1, y1, x2, y2;
-
-  template <class Box, class T>
-  static FASTLOSS_INLINE Reach of(const Box& box, T min_side) {
-    if (min_side <= T(0)) return {box.x1, box.y1, box.x2, box.y2};
-    const V half_width = max(box.width(), V(min_side)) / V(2),
-            half_height = max(box.height(), V(min_side)) / V(2);
-    const V x = (box.x1 + box.x2) / V(2), y = (box.y1 + box.y2) / V(2);
-    return {x - half_width, y - half_height, x + half_width, y + half_height};
-  }
-  FASTLOSS_INLINE auto contains(V x, V y) const {
-    const V margin(1e-9);
-    return (x - x1 > margin) & (y - y1 > margin) & (x2 - x > margin) & (y2 - y > margin);
-  }
-};
+// Whether a point is inside a box, and not on its border.
+template <class Box, class V>
+FASTLOSS_INLINE auto contains(const Box& box, V x, V y) {
+  const V margin(1e-9);
+  return (x - box.x1 > margin) & (y - box.y1 > margin) & (box.x2 - x > margin) &
+         (box.y2 - y > margin);
+}
 
 // How well a prediction suits a box: σ(logit)^α · overlap^β. Feng et al. 2021, arXiv 2108.07755.
 template <class V>

@@ -380,17 +380,17 @@ struct DetectionTensors {
 
 std::tuple<Tensor, Tensor> task_aligned_assignment(const py::tuple& detections, py::handle topk,
                                                    py::handle topk2, py::handle alpha,
-                                                   py::handle beta, py::handle min_side) {
+                                                   py::handle beta, py::handle candidate_boxes) {
   static const auto op = find_operator<AssignmentSignature>("fastloss::task_aligned_assignment");
   constexpr const char* kName = "task_aligned_assignment";
   const DetectionTensors of(kName, detections);
   const int64_t k = integer(kName, "topk", topk);
   const OptionalInteger k2 = optional_integer(kName, "topk2", topk2);
-  const double a = number(kName, "alpha", alpha), b = number(kName, "beta", beta),
-               side = number(kName, "min_side", min_side);
+  const double a = number(kName, "alpha", alpha), b = number(kName, "beta", beta);
+  const OptionalTensor candidates = optional_tensor(kName, "candidate_boxes", candidate_boxes);
   const py::gil_scoped_release no_gil;
   return op.call(of.logits, of.distances, of.anchors, of.strides, of.labels, of.boxes, k, k2, a, b,
-                 side);
+                 candidates);
 }
 
 Tensor task_aligned_detection_loss(const py::tuple& detections, py::handle indices,

@@ -53,6 +53,14 @@ struct Detections {
                       tensor.sym_sizes());
   }
 
+  void check_assignment(const OptionalTensor& candidate_boxes) const {
+    constexpr const char* kName = "task_aligned_assignment";
+    check(kName);
+    if (!candidate_boxes) return;
+    check_shape(kName, "candidate_boxes", *candidate_boxes, "(B, G, 4)",
+                {logits.sym_size(0), labels.sym_size(1), 4});
+  }
+
   bool kernels_serve() const {
     for (const Tensor* tensor : {&distances, &anchors, &strides, &labels, &boxes}) {
       if (!fastloss::kernels_serve(logits, *tensor)) return false;
@@ -93,7 +101,7 @@ constexpr const char* kAssignment = "task_aligned_assignment";
 inline std::tuple<Tensor, Tensor> assignment_meta(
     const Tensor& logits, const Tensor& distances, const Tensor& /*anchors*/,
     const Tensor& /*strides*/, const Tensor& /*labels*/, const Tensor& /*boxes*/, int64_t /*topk*/,
-    OptionalInteger /*topk2*/, double /*alpha*/, double /*beta*/, double /*min_side*/) {
+    OptionalInteger /*topk2*/, double /*alpha*/, double /*beta*/, const OptionalTensor& /*candidate_boxes*/) {
   const c10::SymInt shape[] = {logits.sym_size(0), logits.sym_size(2)};
   return {at::empty_symint(shape, logits.options().dtype(at::kLong)),
           at::empty_symint(shape, logits.options().dtype(accumulate_type(logits, distances)))};
@@ -102,11 +110,11 @@ inline std::tuple<Tensor, Tensor> assignment_meta(
 inline std::tuple<Tensor, Tensor> assignment_kernel(
     const Tensor& logits, const Tensor& distances, const Tensor& anchors, const Tensor& strides,
     const Tensor& labels, const Tensor& boxes, int64_t topk, OptionalInteger topk2, double alpha,
-    double beta, double min_side) {
+    double beta, const OptionalTensor& candidate_boxes) {
   const Detections detections{logits, distances, anchors, strides, labels, boxes};
-  detections.check(kAssignment);
+  detections.check_assignment(candidate_boxes);
   auto [indices, scores] = assignment_meta(logits, distances, anchors, strides, labels, boxes, topk,
-                                           topk2, alpha, beta, min_side);
+                                           topk2, alpha, beta, candidate_boxes);
   if (indices.numel() == 0 || labels.numel() == 0) return {indices.fill_(-1), scores.zero_()};
   AssignmentArguments arguments;
   const DenseDetections dense(detections, arguments);
@@ -114,7 +122,9 @@ inline std::tuple<Tensor, Tensor> assignment_kernel(
   arguments.topk2 = std::min(topk2.value_or(0), arguments.anchors);
   arguments.alpha = alpha;
   arguments.beta = beta;
-  arguments.min_side = min_side;
+  const Tensor reaches =
+      candidate_boxes ? candidate_boxes->detach().to(detections.type()).contiguous() : dense.boxes;
+  arguments.reaches = reaches.const_data_ptr();
   const Tensor predicted =
       at::empty({arguments.batch, kSides, arguments.anchors}, scores.options());
   const Tensor chosen = at::empty({arguments.batch, arguments.targets, arguments.topk},
@@ -134,15 +144,19 @@ inline std::tuple<Tensor, Tensor> assignment_kernel(
 inline std::tuple<Tensor, Tensor> assignment_entry(
     const Tensor& logits, const Tensor& distances, const Tensor& anchors, const Tensor& strides,
     const Tensor& labels, const Tensor& boxes, int64_t topk, OptionalInteger topk2, double alpha,
-    double beta, double min_side) {
+    double beta, const OptionalTensor& candidate_boxes) {
   const Detections detections{logits, distances, anchors, strides, labels, boxes};
-  detections.check(kAssignment);
+  detections.check_assignment(candidate_boxes);
   static const auto op = find_operator<AssignmentSignature>("fastloss::task_aligned_assignment_forward");
   static const auto reference =
       find_operator<AssignmentSignature>("fastloss::task_aligned_assignment_reference");
-  const auto& chosen = detections.kernels_serve() ? op : reference;
+  const bool serves = detections.kernels_serve() &&
+                      (!candidate_boxes || kernels_serve(logits, *candidate_boxes));
+  const auto& chosen = serves ? op : reference;
+  const OptionalTensor candidates =
+      candidate_boxes ? OptionalTensor(candidate_boxes->detach()) : std::nullopt;
   return chosen.call(logits.detach(), distances.detach(), anchors.detach(), strides.detach(),
-                     labels, boxes.detach(), topk, topk2, alpha, beta, min_side);
+                     labels, boxes.detach(), topk, topk2, alpha, beta, candidates);
 }
 
 // ---- the losses ----

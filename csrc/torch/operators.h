@@ -163,11 +163,11 @@ using SentenceBleuSignature = Tensor(const Tensor&, const Tensor&, int64_t, std:
                                      OptionalNumber, int64_t);
 
 // logits, distances, anchors, strides, target_labels, target_boxes, topk, topk2, alpha, beta,
-// min_side → target_indices, target_scores
+// candidate_boxes → target_indices, target_scores
 using AssignmentSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
                                                        const Tensor&, const Tensor&, const Tensor&,
                                                        int64_t, OptionalInteger, double, double,
-                                                       double);
+                                                       const OptionalTensor&);
 // logits, distances, anchors, strides, target_labels, target_boxes, target_indices, target_scores,
 // weight
 using DetectionSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,

@@ -24,7 +24,7 @@ def task_aligned_assignment(
     topk2: int | None = None,
     alpha: float = 0.5,
     beta: float = 6.0,
-    min_side: float = 0.0,
+    candidate_boxes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which box each anchor of a dense detector is to predict, and how well it suits.
 
@@ -51,8 +51,8 @@ def task_aligned_assignment(
         topk2: The most anchors it keeps once each anchor has one box only. None: all of them.
         alpha: How much the score of the class matters, at least 0.
         beta: How much the overlap matters, above 0.
-        min_side: For the question whether an anchor is inside, no side of a box is shorter than
-            this, in pixels. At least 0.
+        candidate_boxes: What counts as inside each box (B, G, 4), in pixels, such as the box made
+            larger where it is so small that no anchor is inside. None: the box.
 
     Returns:
         The index of every anchor's box (B, A), int64, -1 for background; and its score (B, A),
@@ -78,14 +78,13 @@ def task_aligned_assignment(
         check_number(function, name, value, "at least 1 or None" if name == "topk2" else "at least 1")
     check_number(function, "alpha", alpha, "at least 0 and finite")
     check_number(function, "beta", beta, "above 0 and finite")
-    check_number(function, "min_side", min_side, "at least 0 and finite")
     return _ops.task_aligned_assignment(
         (logits, distances, anchors, strides, target_labels, target_boxes),
         topk,
         topk2,
         alpha,
         beta,
-        min_side,
+        candidate_boxes,
     )
 
 

@@ -8,10 +8,13 @@ from .patching import FrameworkStatus, Patch
 from .torch import TORCH
 from .torchcrf import TORCHCRF
 from .torchvision import TORCHVISION
+from .ultralytics import ULTRALYTICS
 
 __all__ = ["FrameworkStatus", "Patch", "patch"]
 
-_FRAMEWORKS = {framework.name: framework for framework in (MONAI, TORCH, TORCHCRF, TORCHVISION)}
+_FRAMEWORKS = {
+    framework.name: framework for framework in (MONAI, TORCH, TORCHCRF, TORCHVISION, ULTRALYTICS)
+}
 
 
 class _Patcher:
@@ -25,13 +28,15 @@ class _Patcher:
 
     Args:
         framework: Its name; :meth:`available` tells which there are.
+        **options: More to replace. For ``"ultralytics"``: ``criterion="fused"``, the criterion of
+            detection as a whole.
 
     Returns:
         A :class:`~fastloss.integrations.Patch`: call its ``undo()``, or use it in a ``with``
         statement.
 
     Raises:
-        ValueError: For an unknown framework.
+        ValueError: For an unknown framework or option.
         ImportError: For a framework that is not installed, or in a version that was not tested.
 
     Example:
@@ -40,12 +45,20 @@ class _Patcher:
         '0.25 to 0.29'
     """
 
-    def __call__(self, framework: str) -> Patch:
+    def __call__(self, framework: str, **options: str) -> Patch:
         if framework not in _FRAMEWORKS:
             raise ValueError(
                 f"fastloss.patch: framework must be one of {sorted(_FRAMEWORKS)}, got {framework!r}"
             )
-        return Patch(_FRAMEWORKS[framework])
+        known = _FRAMEWORKS[framework].options
+        for option, value in options.items():
+            if (option, value) not in known:
+                expected = ", ".join(f"{name}={of!r}" for name, of in known) or "none"
+                raise ValueError(
+                    f"fastloss.patch: options of {framework!r} must be among {expected}; got "
+                    f"{option}={value!r}"
+                )
+        return Patch(_FRAMEWORKS[framework], options)
 
     def available(self) -> dict[str, FrameworkStatus]:
         """The frameworks known, with the version installed and the versions supported."""

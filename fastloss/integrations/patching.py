@@ -13,7 +13,7 @@ import importlib.metadata
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 __all__ = ["Framework", "FrameworkStatus", "Patch", "Replacement"]
 
 Function = Callable[..., Any]
+# What is always replaced (None), or what an option asks for.
+Part = tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Replacement:
     Attributes:
         module: The module that defines the function.
         name: The function's name there; a method's with that of its class, ``"DiceLoss.forward"``.
+            Of several, separated by ``|``, the first that the version installed has.
         wrap: Makes the stand-in from the original, which keeps serving the calls that the kernels
             do not take.
     """
@@ -49,6 +52,8 @@ class Framework:
         newest: The newest version tested. Others than these are refused: a drop-in that was never
             compared with what it replaces is none.
         replacements: What is replaced, all of it or nothing.
+        options: What is replaced beside that where an option of :func:`fastloss.patch` asks for it,
+            by the option and its value: ``("criterion", "fused")``.
         within: Names are exchanged in this module and in those below it: the package, unless it is
             known that it holds a function elsewhere to compare it with.
         before: Called before anything is exchanged.
@@ -56,9 +61,10 @@ class Framework:
     """
 
     name: str
-    oldest: tuple[int, int]
-    newest: tuple[int, int]
+    oldest: tuple[int, ...]
+    newest: tuple[int, ...]
     replacements: tuple[Replacement, ...]
+    options: Mapping[tuple[str, str], tuple[Replacement, ...]] = field(default_factory=dict)
     within: str = ""
     before: Callable[[], None] = lambda: None
     distribution: str = ""
@@ -78,7 +84,11 @@ class Framework:
     def status(self) -> FrameworkStatus:
         """What :func:`fastloss.patch.available` tells of the framework."""
         version = self.installed()
-        usable = version is not None and self.oldest <= _release(version) <= self.newest
+        usable = (
+            version is not None
+            and _release(version, len(self.oldest)) >= self.oldest
+            and _release(version, len(self.newest)) <= self.newest
+        )
         return FrameworkStatus(version, self.supported, usable)
 
 
@@ -102,16 +112,18 @@ class Patch:
     Patches of one framework nest: it gets its own functions back when the last one is undone.
     """
 
-    def __init__(self, framework: Framework) -> None:
+    def __init__(self, framework: Framework, options: Mapping[str, str] | None = None) -> None:
         self._framework = framework
-        _begin(framework)
+        # The functions that are always replaced, and those of each option, by themselves.
+        self._parts: list[Part] = [None, *(options or {}).items()]
+        _begin(framework, self._parts)
         self._active = True
 
     def undo(self) -> None:
         """Ends this patch. Undoing twice does nothing more."""
         if self._active:
             self._active = False
-            _end(self._framework)
+            _end(self._framework, self._parts)
 
     def __enter__(self) -> Patch:
         if not self._active:
@@ -154,32 +166,37 @@ class _Exchange:
     patches: int = field(default=0)
 
 
-_exchanges: dict[str, _Exchange] = {}
+_exchanges: dict[tuple[str, Part], _Exchange] = {}
 _lock = threading.Lock()
 
 
-def _begin(framework: Framework) -> None:
+def _begin(framework: Framework, parts: Sequence[Part]) -> None:
     with _lock:
-        exchange = _exchanges.get(framework.name)
-        if exchange is None:
-            # Whatever can fail fails here, before anything is touched.
-            exchange = _Exchange(_prepare(framework))
+        # Whatever can fail fails here, before anything is touched.
+        new = {
+            part: _Exchange(_prepare(framework, part))
+            for part in parts
+            if (framework.name, part) not in _exchanges
+        }
+        for part, exchange in new.items():
             _swap(framework, exchange.pairs)
-            _exchanges[framework.name] = exchange
-        exchange.patches += 1
+            _exchanges[framework.name, part] = exchange
+        for part in parts:
+            _exchanges[framework.name, part].patches += 1
 
 
-def _end(framework: Framework) -> None:
+def _end(framework: Framework, parts: Sequence[Part]) -> None:
     with _lock:
-        exchange = _exchanges[framework.name]
-        exchange.patches -= 1
-        if exchange.patches == 0:
-            # Looked up anew: modules imported meanwhile have the stand-ins.
-            _swap(framework, [pair.back() for pair in exchange.pairs])
-            del _exchanges[framework.name]
+        for part in parts:
+            exchange = _exchanges[framework.name, part]
+            exchange.patches -= 1
+            if exchange.patches == 0:
+                # Looked up anew: modules imported meanwhile have the stand-ins.
+                _swap(framework, [pair.back() for pair in exchange.pairs])
+                del _exchanges[framework.name, part]
 
 
-def _prepare(framework: Framework) -> list[_Pair]:
+def _prepare(framework: Framework, part: Part) -> list[_Pair]:
     """Every original with its stand-in."""
     version = framework.installed()
     if version is None:
@@ -192,24 +209,30 @@ def _prepare(framework: Framework) -> list[_Pair]:
             f"{framework.supported} only and patches no other"
         )
     framework.before()
-    return [_find(replacement) for replacement in framework.replacements]
+    replacements = framework.replacements if part is None else framework.options[part]
+    return [_find(replacement) for replacement in replacements]
 
 
 def _find(replacement: Replacement) -> _Pair:
     """Finds the original. Imports the framework where that has not happened yet."""
-    full_name = f"{replacement.module}.{replacement.name}"
-    *owners, name = replacement.name.split(".")
-    try:
-        holder = importlib.import_module(replacement.module)
-        for owner in owners:
-            holder = getattr(holder, owner)
-        # Not what a class inherits: that would be exchanged for its other heirs as well.
-        original = vars(holder)[name]
-    except Exception as error:  # a package built for another torch fails in ways of its own
-        raise ImportError(
-            f"{full_name} cannot be imported, nothing was patched: {error}"
-        ) from error
-    return _Pair(original, replacement.wrap(original), holder if isinstance(holder, type) else None)
+    errors = []
+    for full_name in replacement.name.split("|"):
+        *owners, name = full_name.split(".")
+        try:
+            holder = importlib.import_module(replacement.module)
+            for owner in owners:
+                holder = getattr(holder, owner)
+            # Not what a class inherits: that would be exchanged for its other heirs as well.
+            original = vars(holder)[name]
+        except Exception as error:  # a package built for another torch fails in ways of its own
+            errors.append(error)
+            continue
+        owner = holder if isinstance(holder, type) else None
+        return _Pair(original, replacement.wrap(original), owner)
+    raise ImportError(
+        f"{replacement.module}.{replacement.name} cannot be imported, nothing was patched: "
+        f"{errors[0]}"
+    ) from errors[0]
 
 
 def _swap(framework: Framework, pairs: Iterable[_Pair]) -> None:
@@ -234,10 +257,10 @@ def _swap(framework: Framework, pairs: Iterable[_Pair]) -> None:
         )
 
 
-def _release(version: str) -> tuple[int, int]:
-    major, minor = re.findall(r"\d+", f"{version}.0")[:2]
-    return int(major), int(minor)
+def _release(version: str, length: int) -> tuple[int, ...]:
+    numbers = [int(number) for number in re.findall(r"\d+", version)]
+    return tuple((numbers + [0] * length)[:length])
 
 
-def _dotted(version: tuple[int, int]) -> str:
+def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))

@@ -22,7 +22,6 @@ class TaskAlignedDetectionLoss(nn.Module):
         topk2: The most anchors it keeps once each anchor has one box only. None: all of them.
         alpha: How much the score of the class matters.
         beta: How much the overlap matters.
-        min_side: No side of a box is shorter than this where it looks for anchors, in pixels.
         weight: Factor of every class (C,) of the cross-entropy.
 
     Example:
@@ -46,7 +45,6 @@ class TaskAlignedDetectionLoss(nn.Module):
         topk2: int | None = None,
         alpha: float = 0.5,
         beta: float = 6.0,
-        min_side: float = 0.0,
         weight: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -54,7 +52,6 @@ class TaskAlignedDetectionLoss(nn.Module):
         self.topk2 = topk2
         self.alpha = alpha
         self.beta = beta
-        self.min_side = min_side
         self.register_buffer("weight", weight)
 
     def forward(
@@ -65,10 +62,15 @@ class TaskAlignedDetectionLoss(nn.Module):
         strides: Tensor,
         target_labels: Tensor,
         target_boxes: Tensor,
+        candidate_boxes: Tensor | None = None,
     ) -> Tensor:
-        """The losses of boxes, classes and distances."""
+        """The losses of boxes, classes and distances; each box takes anchors in its
+        ``candidate_boxes``, which are the boxes unless they are given.
+        """
         detections = (logits, distances, anchors, strides, target_labels, target_boxes)
-        assigned = functional.task_aligned_assignment(*detections, **self._assignment())
+        assigned = functional.task_aligned_assignment(
+            *detections, **self._assignment(), candidate_boxes=candidate_boxes
+        )
         return self.function(*detections, *assigned, weight=self.weight)
 
     def extra_repr(self) -> str:
@@ -76,5 +78,5 @@ class TaskAlignedDetectionLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self._assignment().items())
 
     def _assignment(self) -> dict[str, int | float | None]:
-        names = ("topk", "topk2", "alpha", "beta", "min_side")
+        names = ("topk", "topk2", "alpha", "beta")
         return {name: getattr(self, name) for name in names}

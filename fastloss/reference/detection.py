@@ -24,7 +24,7 @@ def task_aligned_assignment(
     topk2: int | None = None,
     alpha: float = 0.5,
     beta: float = 6.0,
-    min_side: float = 0.0,
+    candidate_boxes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """By tensors of all anchors times all targets (B, G, A)."""
     dtype = _accumulate_type(logits, distances)
@@ -38,7 +38,7 @@ def task_aligned_assignment(
         return nothing
 
     centers = points * cells[:, None]
-    reach = _at_least(boxes, min_side) if min_side > 0 else boxes
+    reach = boxes if candidate_boxes is None else candidate_boxes.to(dtype)
     margins = torch.cat(
         (centers - reach[:, :, None, :2], reach[:, :, None, 2:] - centers), dim=-1
     )  # (B, G, A, 4)
@@ -128,13 +128,6 @@ def _decoded(distances: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     steps = torch.arange(shares.shape[-1], device=distances.device, dtype=distances.dtype)
     sides = (shares.exp() * steps).sum(-1)
     return torch.cat((points - sides[..., :2], points + sides[..., 2:]), dim=-1), shares
-
-
-def _at_least(boxes: Tensor, side: float) -> Tensor:
-    """The boxes, with sides that are shorter made as long as that about the centre."""
-    center, extent = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
-    half = extent.clamp_min(side) / 2
-    return torch.cat((center - half, center + half), dim=-1)
 
 
 def _largest(metrics: Tensor, count: int) -> Tensor:
