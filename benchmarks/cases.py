@@ -10,7 +10,9 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from benchmarks.baselines import CALL_YARDSTICK, Baseline, baseline_of
+from benchmarks.baselines import CALL_YARDSTICK, Baseline, LossFunction, baseline_of
+from benchmarks.criteria import V8_CRITERION, V8_STOCK, v8_fused
+from fastloss import functional, patch
 from tests.cases import BLEU, CASES, DECODING, Arguments, Case, Shape, find_case
 
 
@@ -53,6 +55,7 @@ class BenchmarkCase:
         goal: What is to be reached.
         headline: Whether it belongs to the README's main table.
         yardstick: The opponent, where it is not the loss's own baseline.
+        criterion: What is measured, where it is more than the loss.
     """
 
     name: str
@@ -63,6 +66,12 @@ class BenchmarkCase:
     goal: Goal = field(default_factory=Goal)
     headline: bool = True
     yardstick: Baseline | None = None
+    criterion: LossFunction | None = None
+
+    @property
+    def function(self) -> LossFunction:
+        """What is measured."""
+        return self.criterion or getattr(functional, self.row.function)
 
     @property
     def baseline(self) -> Baseline:
@@ -108,6 +117,26 @@ _DETECTOR = (67200, 80)  # the predictions of 8 images of 640 × 640, 80 classes
 _PICTURES = (4, 1024, 1024)
 _SEGMENTATION = (4, 20, 256, 256)
 _TAGGER = (32, 128, 32)
+
+# The criteria of frameworks, where those are installed.
+_FRAMEWORKS = tuple(
+    case
+    for framework, case in (
+        (
+            "ultralytics",
+            BenchmarkCase(
+                "v8-criterion",
+                "v8 detection, 16 images of 640², 80 classes",
+                V8_CRITERION,
+                (16, 80, 640, 16, 12),
+                goal=Goal(eager=4, memory_of_eager=True),
+                yardstick=V8_STOCK,
+                criterion=v8_fused,
+            ),
+        ),
+    )
+    if patch.available()[framework].usable
+)
 
 _WITH_GOALS = (
     _boxes("ciou-8192", "CIoU, 8192", _CIOU, 8192, Goal(eager=25, compiled=8)),
@@ -269,6 +298,7 @@ _WITH_GOALS = (
         Work.FORWARD,
         Goal(eager=20),
     ),
+    *_FRAMEWORKS,
     BenchmarkCase(
         "call-forward",
         "CIoU of 16 against smooth L1, forward",
@@ -300,6 +330,7 @@ ENGINE_SHAPES: dict[str, Shape] = {
     "batch_hard": (1 << 8, 64),
     "row_pair": (1 << 14, 64),
     "edges": (1 << 14, 1 << 11, 64),
+    "detection": (4, 3, 2100, 16, 12),
     "contrastive": (1 << 9, 64),
     "pointwise": (1 << 14, 64),
     "softmax": (1 << 14, 64),

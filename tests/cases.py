@@ -1368,6 +1368,69 @@ LABELLED_BATCH = Family(
 )
 
 
+# ---------------------------------------------------------------------------------- dense detectors
+
+
+def _detections(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Predictions of B images at A anchors, and G boxes that a quarter of those are to predict.
+
+    Of a shape (B, C, A, bins, G), or (B, C). The last box of each image is padding.
+    """
+    batch, classes, count, bins, targets = shape if len(shape) > 2 else (*shape, 3, 2, 2)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    number = torch.arange(count)
+    anchors = torch.stack((number % 16, number // 16 % 16), dim=-1) + 0.5
+    strides = torch.where(number % 3 == 0, 16.0, 8.0)
+    labels = torch.randint(classes, (batch, targets), generator=generator)
+    is_padding = (torch.arange(targets) == targets - 1) & (targets > 1)
+    indices = torch.randint(max(targets - 1, 1), (batch, count), generator=generator)
+    is_background = torch.rand(batch, count, generator=generator) < 0.75
+    scores = torch.rand(batch, count, generator=generator, dtype=torch.float64)
+    return {
+        "logits": 2 * normal(batch, classes, count) - 2,
+        "distances": normal(batch, 4 * bins, count),
+        "anchors": anchors.double(),
+        "strides": strides.double(),
+        "target_labels": torch.where(is_padding, -1, labels),
+        "target_boxes": _random_boxes((batch, targets), generator),
+        "target_indices": torch.where(is_background, -1, indices),
+        "target_scores": torch.where(is_background, 0.0, scores),
+    }
+
+
+def _degenerate_detections() -> dict[str, Tensor]:
+    """Every degenerate box, from anchors that are sure of everything or of nothing."""
+    boxes = torch.tensor(_DEGENERATE_BOXES, dtype=torch.float64)
+    count = len(boxes)
+    sure = torch.tensor([1e4, -1e4, 0.0]).double()
+    return {
+        "logits": sure.repeat(count).view(1, 3, count),
+        "distances": sure.repeat(4 * count).view(1, 12, count),
+        "anchors": torch.full((count, 2), 0.5, dtype=torch.float64),
+        "strides": torch.full((count,), 8.0, dtype=torch.float64),
+        "target_labels": torch.arange(count)[None] % 3,
+        "target_boxes": boxes[None],
+        "target_indices": torch.arange(count)[None],
+        "target_scores": (torch.arange(count)[None] % 3 / 2).double(),
+    }
+
+
+DETECTIONS = Family(
+    engine="detection",
+    build=_detections,
+    degenerate=_degenerate_detections,
+    differentiable=("logits", "distances"),
+    shape_of=lambda size: (2, 3, size, 4, 3),
+    integers=("target_labels", "target_indices"),
+    element_wise=False,
+    reduces=False,
+    trained=2,
+)
+
+
 # ------------------------------------------------------------------------------------------- graphs
 
 
@@ -2042,6 +2105,24 @@ CASES: tuple[Case, ...] = (
         options={"quantiles": 0.3},
     ),
     Case("quantile_loss", "Quantiles", FORECASTS, "QuantileLoss", variant="several"),
+    Case(
+        "task_aligned_detection_loss",
+        "Task-aligned detection",
+        DETECTIONS,
+        "TaskAlignedDetectionLoss",
+        own_module=True,
+        exact_gradient=False,
+    ),
+    Case(
+        "task_aligned_detection_loss",
+        "Task-aligned detection, weighted",
+        DETECTIONS,
+        "TaskAlignedDetectionLoss",
+        variant="weight",
+        options={"weight": torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)},
+        own_module=True,
+        exact_gradient=False,
+    ),
     Case("crf_loss", "CRF", CHAINS, "CRF", own_module=True),
     Case("crf_loss", "CRF, masked", MASKED_CHAINS, "CRF", variant="mask", own_module=True),
     Case("crf_marginals", "CRF marginals", CHAINS_WITHOUT_TAGS, None),

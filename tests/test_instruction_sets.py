@@ -68,6 +68,7 @@ def is_rounded_otherwise(case: Case, key: str, what: str) -> bool:
     contracted = (
         *("pointwise", "softmax", "linear_cross_entropy", "region", "ranked_region"),
         *("pairs", "triplet", "batch_hard", "contrastive", "sequence", "row_pair", "edges"),
+        "detection",
     )
     if case.family.engine in contracted:
         return True  # compiled with contraction, where the instruction set has it

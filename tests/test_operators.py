@@ -21,6 +21,7 @@ ENGINES = (
     *("pointwise", "policy", "softmax", "linear_cross_entropy", "region", "ranked_region"),
     *("box_pair", "box_matrix", "box_crowd", "pairs", "triplet", "batch_hard"),
     *("row_pair", "edges", "contrastive"),
+    *("task_aligned_assignment", "task_aligned_detection_loss"),
     *("crf", "crf_marginals", "crf_decode", "sentence_bleu"),
 )
 # One row per engine and shape of arguments, for what is too slow to do with every row.
@@ -51,6 +52,7 @@ FEW = (
     "crf_loss-mask",
     "info_nce_loss",
     "info_nce_loss-clip",
+    "task_aligned_detection_loss-weight",
     "policy_gradient_loss-mask",
     "grpo_loss",
 )
@@ -132,6 +134,14 @@ def test_forward_passes_opcheck(case: Case, dtype: torch.dtype) -> None:
                 torch.library.opcheck(forward, (*values, None, needs), test_utils=tests)
         elif engine == "crf_marginals":
             torch.library.opcheck(forward, values, test_utils=tests)
+        elif engine == "task_aligned_detection_loss":
+            torch.library.opcheck(forward, values, test_utils=tests)
+            backward = torch.ops.fastloss.task_aligned_detection_loss_backward.default
+            for needs in ([True, True], [True, False], [False, True]):
+                upstream_and_total = forward(*values)
+                torch.library.opcheck(
+                    backward, (*upstream_and_total, *values, needs), test_utils=tests
+                )
         elif engine == "region":
             torch.library.opcheck(forward, values, test_utils=tests)
             loss, slopes = forward(*values)

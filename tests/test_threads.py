@@ -38,6 +38,7 @@ def large(case: Case) -> int | tuple[int, ...]:
         "row_pair": (3001, 29),
         "edges": (40_001, 700, 20),
         "contrastive": (1100, 21),
+        "detection": (9, 3, 501, 4, 5),
     }[case.family.engine]
 
 

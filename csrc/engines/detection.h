@@ -13,7 +13,7 @@ constexpr int kSides = 4;
 // the few boxes that are there. Small arrays are contiguous and of the accumulate type.
 struct DetectionArguments {
   int64_t batch = 0, classes = 0, bins = 0, anchors = 0, targets = 0;  // B, C, R, A, G
-  Input logits, distances;                         // [B, C, A], [B, 4 R, A]
+  Input logits, distances;                                             // [B, C, A], [B, 4 R, A]
   int64_t logit_stride[3] = {}, distance_stride[3] = {};
   const void* points = nullptr;     // [3, A]: x and y in cells, pixels per cell
   const int64_t* labels = nullptr;  // [B, G]; negative: no box
@@ -26,7 +26,8 @@ struct AssignmentArguments : DetectionArguments {
   // Anchors per box, before each anchor has one box only, and after: 0 for any number.
   int64_t topk = 0, topk2 = 0;
   double alpha = 0.0, beta = 0.0;
-  const void* reaches = nullptr;  // [B, G, 4]: the boxes in which each box looks for anchors, pixels
+  const void* reaches =
+      nullptr;                 // [B, G, 4]: the boxes in which each box looks for anchors, pixels
   void* predicted = nullptr;   // scratch [B, 4, A]: the predicted boxes, pixels
   int32_t* chosen = nullptr;   // scratch of CUDA's [B, G, topk]: anchors, -1 where there are fewer
   int64_t* indices = nullptr;  // [B, A]: of the box, or -1
@@ -45,7 +46,7 @@ struct DetectionLossArguments : DetectionArguments {
   void* sums = nullptr;              // [kDetectionSums]; null: gradients are wanted
   // For the gradients, which are written at anchors with a target only: of the logit of its class,
   // and of its distances.
-  const void* factors = nullptr;  // [kDetectionSums - 1]
+  const void* factors = nullptr;             // [kDetectionSums - 1]
   Output logit_gradient, distance_gradient;  // null: not wanted
   int64_t logit_gradient_stride[3] = {}, distance_gradient_stride[3] = {};
 };

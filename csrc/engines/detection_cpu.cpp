@@ -59,10 +59,10 @@ class Image {
   // The same at consecutive anchors.
   void load_distances(T* out, int64_t anchor, int64_t count) const {
     for (int64_t row = 0; row < kSides * arguments_.bins; ++row) {
-      load_strided(out + row * kLanes, 1, arguments_.distances,
-                   distances_ + row * arguments_.distance_stride[1] +
-                       anchor * arguments_.distance_stride[2],
-                   arguments_.distance_stride[2], count);
+      load_strided(
+          out + row * kLanes, 1, arguments_.distances,
+          distances_ + row * arguments_.distance_stride[1] + anchor * arguments_.distance_stride[2],
+          arguments_.distance_stride[2], count);
     }
   }
 
@@ -165,9 +165,8 @@ class Assignment {
       const int64_t count = std::min(kLanes, arguments_.anchors - a);
       T logits[kLanes] = {};
       image_.load_logits(logits, image_.labels[g], a, count);
-      const auto suits =
-          Alignment<V>::of(V::load(logits), predicted(a, count), target, T(arguments_.alpha),
-                           T(arguments_.beta));
+      const auto suits = Alignment<V>::of(V::load(logits), predicted(a, count), target,
+                                          T(arguments_.alpha), T(arguments_.beta));
       const V metric = select(inside, suits.metric, V(0));
       for (int64_t lane = 0; lane < count; ++lane) {
         if (metric[int(lane)] != T(0)) consider(metric[int(lane)], a + lane);
@@ -265,7 +264,7 @@ class Assignment {
   int64_t* const indices_;
   T* const scores_;
   const T* const reaches_;
-  std::vector<Candidate> best_;               // of one target, the best first
+  std::vector<Candidate> best_;             // of one target, the best first
   std::vector<int64_t> taken_, contested_;  // anchors that a target chose; that several did
 };
 
@@ -344,8 +343,8 @@ class Foreground {
     for_each_group([&](const AnchorLoss<V>& loss) {
       const V score = V::load(score_);
       if (arguments_.logit_gradient) {
-        const V slope = V::load(weight_) * factors[kPickedSum] *
-                        (sigmoid(V::load(picked_)) - score);
+        const V slope =
+            V::load(weight_) * factors[kPickedSum] * (sigmoid(V::load(picked_)) - score);
         write(arguments_.logit_gradient, arguments_.logit_gradient_stride, slope,
               [&](int64_t lane) { return label_[lane]; });
       }
@@ -374,8 +373,7 @@ class Foreground {
     const auto box = image_.box(target);
     const T coordinates[kSides] = {box.x1, box.y1, box.x2, box.y2};
     for (int k = 0; k < kSides; ++k) target_[k][lane] = coordinates[k] / stride;
-    score_[lane] =
-        static_cast<const T*>(arguments_.scores)[number_ * arguments_.anchors + anchor];
+    score_[lane] = static_cast<const T*>(arguments_.scores)[number_ * arguments_.anchors + anchor];
     weight_[lane] = arguments_.weight ? static_cast<const T*>(arguments_.weight)[label] : T(1);
     image_.load_logits(picked_ + lane, label, anchor, 1);
     image_.load_distances(logits_.get() + lane, anchor);
@@ -443,9 +441,8 @@ void loss_typed(const DetectionLossArguments& arguments, const Execution& execut
 }  // namespace
 
 void detection_assignment(const AssignmentArguments& arguments, const Execution& execution) {
-  with_number_type(arguments.is_double, [&](auto number) {
-    assign_typed<decltype(number)>(arguments, execution);
-  });
+  with_number_type(arguments.is_double,
+                   [&](auto number) { assign_typed<decltype(number)>(arguments, execution); });
 }
 
 void detection_loss(const DetectionLossArguments& arguments, const Execution& execution) {

@@ -27,8 +27,7 @@ struct Image {
     return box(arguments.boxes, target);
   }
   FASTLOSS_DEVICE_INLINE Box<T, T, T, T> box(const void* boxes, int64_t target) const {
-    const T* const c =
-        static_cast<const T*>(boxes) + (image * arguments.targets + target) * kSides;
+    const T* const c = static_cast<const T*>(boxes) + (image * arguments.targets + target) * kSides;
     return {c[0], c[1], c[2], c[3]};
   }
   FASTLOSS_DEVICE_INLINE T logit(int64_t label, int64_t anchor) const {
@@ -162,8 +161,8 @@ __global__ void __launch_bounds__(kThreads)
                       return assignment.image.distance(side, j, a);
                     }).mean;
     }
-    const auto box = box_around<false>(assignment.image.point(0, a), assignment.image.point(1, a),
-                                       means);
+    const auto box =
+        box_around<false>(assignment.image.point(0, a), assignment.image.point(1, a), means);
     const T stride = assignment.image.point(2, a);
     *assignment.predicted(0, a) = box.x1 * stride;
     *assignment.predicted(1, a) = box.y1 * stride;
@@ -308,13 +307,13 @@ FASTLOSS_DEVICE_INLINE void for_each_foreground(const DetectionLossArguments& ar
     const auto box = image.box(target);
     const T stride = image.point(2, a);
     const Box in_cells{box.x1 / stride, box.y1 / stride, box.x2 / stride, box.y2 / stride};
-    visit(image, Foreground<T>{
-                     a, label, static_cast<const T*>(arguments.scores)[item],
-                     arguments.weight ? static_cast<const T*>(arguments.weight)[label] : T(1),
-                     image.logit(label, a),
-                     AnchorLoss<T>::of(
-                         image.point(0, a), image.point(1, a), in_cells, arguments.bins,
-                         [&](int side, int64_t j) { return image.distance(side, j, a); })});
+    visit(image,
+          Foreground<T>{
+              a, label, static_cast<const T*>(arguments.scores)[item],
+              arguments.weight ? static_cast<const T*>(arguments.weight)[label] : T(1),
+              image.logit(label, a),
+              AnchorLoss<T>::of(image.point(0, a), image.point(1, a), in_cells, arguments.bins,
+                                [&](int side, int64_t j) { return image.distance(side, j, a); })});
   }
 }
 
@@ -340,7 +339,8 @@ __global__ void __launch_bounds__(kThreads)
     gradient_kernel(const __grid_constant__ DetectionLossArguments arguments) {
   const T* const factors = static_cast<const T*>(arguments.factors);
   for_each_foreground<T>(arguments, [&](const Image<T>& image, const Foreground<T>& at) {
-    const auto write = [&](const Output& output, const int64_t(&stride)[3], int64_t row, T number) {
+    const auto write = [&](const Output& output, const int64_t (&stride)[3], int64_t row,
+                           T number) {
       const T numbers[1] = {number};
       store(output, numbers,
             Span{image.image * stride[0] + row * stride[1] + at.anchor * stride[2], 1, false});
@@ -376,9 +376,8 @@ void loss_typed(const DetectionLossArguments& arguments, const Execution& execut
 }  // namespace
 
 void detection_assignment(const AssignmentArguments& arguments, const Execution& execution) {
-  with_number_type(arguments.is_double, [&](auto number) {
-    assign_typed<decltype(number)>(arguments, execution);
-  });
+  with_number_type(arguments.is_double,
+                   [&](auto number) { assign_typed<decltype(number)>(arguments, execution); });
 }
 
 void detection_loss(const DetectionLossArguments& arguments, const Execution& execution) {

@@ -19,7 +19,10 @@ namespace fastloss {
 struct Detections {
   const Tensor &logits, &distances, &anchors, &strides, &labels, &boxes;
 
-  at::ScalarType type() const { return accumulate_type(logits, distances); }
+  // float64 where a prediction or a box has it; positions of anchors do not ask for it.
+  at::ScalarType type() const {
+    return boxes.scalar_type() == at::kDouble ? at::kDouble : accumulate_type(logits, distances);
+  }
 
   void check(const char* function) const {
     check_floating(function, "logits", logits);
@@ -73,9 +76,9 @@ struct Detections {
 struct DenseDetections {
   Tensor points, labels, boxes;
 
-  DenseDetections(const Detections& from, DetectionArguments& arguments) {
-    const auto type = from.type();
-    points = at::cat({from.anchors.detach().to(type).t(), from.strides.detach().to(type).unsqueeze(0)});
+  DenseDetections(const Detections& from, at::ScalarType type, DetectionArguments& arguments) {
+    points =
+        at::cat({from.anchors.detach().to(type).t(), from.strides.detach().to(type).unsqueeze(0)});
     labels = from.labels.to(at::kLong).contiguous();
     boxes = from.boxes.detach().to(type).contiguous();
     arguments.batch = from.logits.size(0);
@@ -98,26 +101,31 @@ struct DenseDetections {
 
 constexpr const char* kAssignment = "task_aligned_assignment";
 
-inline std::tuple<Tensor, Tensor> assignment_meta(
-    const Tensor& logits, const Tensor& distances, const Tensor& /*anchors*/,
-    const Tensor& /*strides*/, const Tensor& /*labels*/, const Tensor& /*boxes*/, int64_t /*topk*/,
-    OptionalInteger /*topk2*/, double /*alpha*/, double /*beta*/, const OptionalTensor& /*candidate_boxes*/) {
+inline std::tuple<Tensor, Tensor> assignment_meta(const Tensor& logits, const Tensor& distances,
+                                                  const Tensor& anchors, const Tensor& strides,
+                                                  const Tensor& labels, const Tensor& boxes,
+                                                  int64_t /*topk*/, OptionalInteger /*topk2*/,
+                                                  double /*alpha*/, double /*beta*/,
+                                                  const OptionalTensor& /*candidate_boxes*/) {
+  const auto type = Detections{logits, distances, anchors, strides, labels, boxes}.type();
   const c10::SymInt shape[] = {logits.sym_size(0), logits.sym_size(2)};
   return {at::empty_symint(shape, logits.options().dtype(at::kLong)),
-          at::empty_symint(shape, logits.options().dtype(accumulate_type(logits, distances)))};
+          at::empty_symint(shape, logits.options().dtype(type))};
 }
 
-inline std::tuple<Tensor, Tensor> assignment_kernel(
-    const Tensor& logits, const Tensor& distances, const Tensor& anchors, const Tensor& strides,
-    const Tensor& labels, const Tensor& boxes, int64_t topk, OptionalInteger topk2, double alpha,
-    double beta, const OptionalTensor& candidate_boxes) {
+inline std::tuple<Tensor, Tensor> assignment_kernel(const Tensor& logits, const Tensor& distances,
+                                                    const Tensor& anchors, const Tensor& strides,
+                                                    const Tensor& labels, const Tensor& boxes,
+                                                    int64_t topk, OptionalInteger topk2,
+                                                    double alpha, double beta,
+                                                    const OptionalTensor& candidate_boxes) {
   const Detections detections{logits, distances, anchors, strides, labels, boxes};
   detections.check_assignment(candidate_boxes);
   auto [indices, scores] = assignment_meta(logits, distances, anchors, strides, labels, boxes, topk,
                                            topk2, alpha, beta, candidate_boxes);
   if (indices.numel() == 0 || labels.numel() == 0) return {indices.fill_(-1), scores.zero_()};
   AssignmentArguments arguments;
-  const DenseDetections dense(detections, arguments);
+  const DenseDetections dense(detections, scores.scalar_type(), arguments);
   arguments.topk = std::min(topk, arguments.anchors);
   arguments.topk2 = std::min(topk2.value_or(0), arguments.anchors);
   arguments.alpha = alpha;
@@ -141,17 +149,20 @@ inline std::tuple<Tensor, Tensor> assignment_kernel(
 }
 
 // Nothing flows back through the choice of the best.
-inline std::tuple<Tensor, Tensor> assignment_entry(
-    const Tensor& logits, const Tensor& distances, const Tensor& anchors, const Tensor& strides,
-    const Tensor& labels, const Tensor& boxes, int64_t topk, OptionalInteger topk2, double alpha,
-    double beta, const OptionalTensor& candidate_boxes) {
+inline std::tuple<Tensor, Tensor> assignment_entry(const Tensor& logits, const Tensor& distances,
+                                                   const Tensor& anchors, const Tensor& strides,
+                                                   const Tensor& labels, const Tensor& boxes,
+                                                   int64_t topk, OptionalInteger topk2,
+                                                   double alpha, double beta,
+                                                   const OptionalTensor& candidate_boxes) {
   const Detections detections{logits, distances, anchors, strides, labels, boxes};
   detections.check_assignment(candidate_boxes);
-  static const auto op = find_operator<AssignmentSignature>("fastloss::task_aligned_assignment_forward");
+  static const auto op =
+      find_operator<AssignmentSignature>("fastloss::task_aligned_assignment_forward");
   static const auto reference =
       find_operator<AssignmentSignature>("fastloss::task_aligned_assignment_reference");
-  const bool serves = detections.kernels_serve() &&
-                      (!candidate_boxes || kernels_serve(logits, *candidate_boxes));
+  const bool serves =
+      detections.kernels_serve() && (!candidate_boxes || kernels_serve(logits, *candidate_boxes));
   const auto& chosen = serves ? op : reference;
   const OptionalTensor candidates =
       candidate_boxes ? OptionalTensor(candidate_boxes->detach()) : std::nullopt;
@@ -188,6 +199,10 @@ struct DetectionCall : torch::CustomClassHolder {
     return {logits, distances, anchors, strides, labels, boxes};
   }
 
+  at::ScalarType type(const Tensor& logits, const Tensor& distances) const {
+    return scores.scalar_type() == at::kDouble ? at::kDouble : detections(logits, distances).type();
+  }
+
   variable_list tensors() const {
     return {anchors, strides, labels, boxes, indices, scores, weight.value_or(Tensor())};
   }
@@ -200,8 +215,7 @@ struct DetectionCall : torch::CustomClassHolder {
     all.check_shape(kDetectionLoss, "target_indices", indices, "(B, A)", {batch, count});
     check_floating(kDetectionLoss, "target_scores", scores);
     all.check_shape(kDetectionLoss, "target_scores", scores, "(B, A)", {batch, count});
-    if (weight)
-      all.check_shape(kDetectionLoss, "weight", *weight, "(C,)", {logits.sym_size(1)});
+    if (weight) all.check_shape(kDetectionLoss, "weight", *weight, "(C,)", {logits.sym_size(1)});
   }
 };
 
@@ -212,8 +226,8 @@ struct DetectionInputs {
   Tensor indices, scores, weight;
 
   DetectionInputs(const DetectionCall& call, const Tensor& logits, const Tensor& distances)
-      : dense(call.detections(logits, distances), arguments) {
-    const auto type = accumulate_type(logits, distances);
+      : dense(call.detections(logits, distances), call.type(logits, distances), arguments) {
+    const auto type = call.type(logits, distances);
     indices = call.indices.to(at::kLong).contiguous();
     scores = call.scores.detach().to(type).contiguous();
     arguments.indices = indices.const_data_ptr<int64_t>();
@@ -227,20 +241,20 @@ struct DetectionInputs {
 
 // The cross-entropy of all logits against 0, which the engine `pointwise` has: its sum, and where
 // `gradient` is defined the gradient, times its factor: 1 / divisor.
-inline Tensor negative_cross_entropy(const Tensor& logits, const Tensor& weight, const Tensor& gradient,
-                                     const Tensor& divisor, at::ScalarType type) {
+inline Tensor negative_cross_entropy(const Tensor& logits, const Tensor& weight,
+                                     const Tensor& gradient, const Tensor& divisor,
+                                     at::ScalarType type) {
   const Tensor nothing = at::zeros({}, logits.options().dtype(type)).expand(logits.sizes());
-  const Tensor weights =
-      weight.defined() ? weight.view({-1, 1}).expand(logits.sizes()) : Tensor();
+  const Tensor weights = weight.defined() ? weight.view({-1, 1}).expand(logits.sizes()) : Tensor();
   const Tensor total = at::empty({}, logits.options().dtype(type));
   PointwiseArguments arguments;
   arguments.loss = catalogue().pointwise.find("binary_cross_entropy_with_logits");
   arguments.is_double = type == at::kDouble;
-  TORCH_INTERNAL_ASSERT(try_layout(
-      arguments.layout, logits.sizes(),
-      {&logits, &nothing, weights.defined() ? &weights : nullptr, nullptr, nullptr, nullptr,
-       gradient.defined() ? &gradient : nullptr, nullptr, nullptr},
-      /*keep_order=*/false));
+  TORCH_INTERNAL_ASSERT(
+      try_layout(arguments.layout, logits.sizes(),
+                 {&logits, &nothing, weights.defined() ? &weights : nullptr, nullptr, nullptr,
+                  nullptr, gradient.defined() ? &gradient : nullptr, nullptr, nullptr},
+                 /*keep_order=*/false));
   arguments.input = input_of(logits);
   arguments.target = input_of(nothing);
   if (weights.defined()) arguments.weight = input_of(weights);
@@ -255,10 +269,11 @@ inline Tensor negative_cross_entropy(const Tensor& logits, const Tensor& weight,
 }
 
 inline std::tuple<Tensor, Tensor> detection_forward_meta(
-    const Tensor& logits, const Tensor& distances, const Tensor& /*anchors*/,
-    const Tensor& /*strides*/, const Tensor& /*labels*/, const Tensor& /*boxes*/,
-    const Tensor& /*indices*/, const Tensor& /*scores*/, const OptionalTensor& /*weight*/) {
-  const auto options = logits.options().dtype(accumulate_type(logits, distances));
+    const Tensor& logits, const Tensor& distances, const Tensor& anchors, const Tensor& strides,
+    const Tensor& labels, const Tensor& boxes, const Tensor& indices, const Tensor& scores,
+    const OptionalTensor& weight) {
+  const DetectionCall call(anchors, strides, labels, boxes, indices, scores, weight);
+  const auto options = logits.options().dtype(call.type(logits, distances));
   return {at::empty({3}, options), at::empty({}, options)};
 }
 
@@ -268,7 +283,7 @@ inline std::tuple<Tensor, Tensor> detection_forward_kernel(
     const OptionalTensor& weight) {
   const DetectionCall call(anchors, strides, labels, boxes, indices, scores, weight);
   call.check(logits, distances);
-  const auto type = accumulate_type(logits, distances);
+  const auto type = call.type(logits, distances);
   const auto options = logits.options().dtype(type);
   if (logits.numel() == 0) return {at::zeros({3}, options), at::ones({}, options)};
   DetectionInputs inputs(call, logits, distances);
@@ -310,7 +325,7 @@ inline std::tuple<Tensor, Tensor> detection_backward_kernel(
   auto& [of_logits, of_distances] = gradients;
   if (logits.numel() == 0) return gradients;
   const DetectionCall call(anchors, strides, labels, boxes, indices, scores, weight);
-  const auto type = accumulate_type(logits, distances);
+  const auto type = call.type(logits, distances);
   DetectionInputs inputs(call, logits, distances);
   const Tensor factors = upstream.to(type).div(total);
   inputs.arguments.factors = factors.const_data_ptr();
@@ -332,8 +347,8 @@ inline std::tuple<Tensor, Tensor> detection_backward_kernel(
 
 struct DetectionFunction : torch::autograd::Function<DetectionFunction> {
   static auto forward_operator() {
-    static const auto op = find_operator<DetectionForwardSignature>(
-        "fastloss::task_aligned_detection_loss_forward");
+    static const auto op =
+        find_operator<DetectionForwardSignature>("fastloss::task_aligned_detection_loss_forward");
     return op;
   }
   static Tensor reference(const DetectionCall& call, const Tensor& logits,
@@ -360,15 +375,15 @@ struct DetectionFunction : torch::autograd::Function<DetectionFunction> {
     const auto& call = static_cast<DetectionCall&>(*context->saved_data["call"].toCapsule());
     const Needs needs{context->needs_input_grad(0), context->needs_input_grad(1)};
     if (c10::GradMode::is_enabled()) {
-      variable_list result = differentiable_gradients(reference(call, saved[0], saved[1]),
-                                                      {saved[0], saved[1]}, {needs[0], needs[1]},
-                                                      upstreams[0]);
+      variable_list result =
+          differentiable_gradients(reference(call, saved[0], saved[1]), {saved[0], saved[1]},
+                                   {needs[0], needs[1]}, upstreams[0]);
       result.emplace_back();  // the call
       return result;
     }
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    static const auto op = find_operator<DetectionBackwardSignature>(
-        "fastloss::task_aligned_detection_loss_backward");
+    static const auto op =
+        find_operator<DetectionBackwardSignature>("fastloss::task_aligned_detection_loss_backward");
     const auto [of_logits, of_distances] =
         op.call(upstreams[0], saved[2], saved[0], saved[1], call.anchors, call.strides, call.labels,
                 call.boxes, call.indices, call.scores, call.weight, needs);
@@ -380,8 +395,8 @@ inline Tensor detection_entry(const Tensor& logits, const Tensor& distances, con
                               const Tensor& strides, const Tensor& labels, const Tensor& boxes,
                               const Tensor& indices, const Tensor& scores,
                               const OptionalTensor& weight) {
-  const auto call = c10::make_intrusive<DetectionCall>(anchors, strides, labels, boxes, indices,
-                                                       scores, weight);
+  const auto call =
+      c10::make_intrusive<DetectionCall>(anchors, strides, labels, boxes, indices, scores, weight);
   call->check(logits, distances);
   const bool others_require_grad = scores.requires_grad() || boxes.requires_grad() ||
                                    anchors.requires_grad() || strides.requires_grad() ||

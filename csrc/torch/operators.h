@@ -180,10 +180,9 @@ using DetectionForwardSignature = std::tuple<Tensor, Tensor>(const Tensor&, cons
                                                              const Tensor&, const Tensor&,
                                                              const OptionalTensor&);
 // upstream, that sum, the arguments, needs → the gradients of logits and distances
-using DetectionBackwardSignature =
-    std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                               const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                               const Tensor&, const Tensor&, const OptionalTensor&, Needs);
+using DetectionBackwardSignature = std::tuple<Tensor, Tensor>(
+    const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+    const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, Needs);
 
 using ScaleSignature = void(Tensor&, const Tensor&);
 

@@ -191,7 +191,8 @@ TORCH_LIBRARY(fastloss, library) {
       detections + "Tensor target_indices, Tensor target_scores, Tensor? weight";
   for (const char* suffix : {"", "_reference", "_forward"}) {
     define(std::string("task_aligned_assignment") + suffix + "(" + detections +
-           "int topk, int? topk2, float alpha, float beta, Tensor? candidate_boxes) -> (Tensor, Tensor)");
+           "int topk, int? topk2, float alpha, float beta, Tensor? candidate_boxes) -> (Tensor, "
+           "Tensor)");
   }
   define("task_aligned_detection_loss(" + assigned + ") -> Tensor");
   define("task_aligned_detection_loss_reference(" + assigned + ") -> Tensor");

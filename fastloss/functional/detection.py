@@ -56,7 +56,7 @@ def task_aligned_assignment(
 
     Returns:
         The index of every anchor's box (B, A), int64, -1 for background; and its score (B, A),
-        float32, or float64 if logits or distances are, 0 for background.
+        float32, or float64 if logits, distances or boxes are, 0 for background.
 
     {raises}
         IndexError: On CPU, for a label of C or more. On CUDA that is a device-side assertion.
@@ -74,8 +74,8 @@ def task_aligned_assignment(
         (tensor([[ 0, -1]]), tensor([[0.8859, 0.0000]]))
     """
     function = "task_aligned_assignment"
-    for name, value in (("topk", topk), ("topk2", topk2)):
-        check_number(function, name, value, "at least 1 or None" if name == "topk2" else "at least 1")
+    check_number(function, "topk", topk, "at least 1")
+    check_number(function, "topk2", topk2, "at least 1 or None")
     check_number(function, "alpha", alpha, "at least 0 and finite")
     check_number(function, "beta", beta, "above 0 and finite")
     return _ops.task_aligned_assignment(
@@ -127,8 +127,8 @@ def task_aligned_detection_loss(
         weight: Factor of every class (C,) of the cross-entropy. The sum of scores has none.
 
     Returns:
-        The losses of boxes, classes and distances (3,), float32, or float64 if logits or distances
-        are. Without any box, those of boxes and distances are 0.
+        The losses of boxes, classes and distances (3,), float32, or float64 if logits, distances,
+        boxes or scores are. Without any box, those of boxes and distances are 0.
 
     {raises}
         IndexError: On CPU, for an index of G or more, or the label of its box of C or more. On CUDA

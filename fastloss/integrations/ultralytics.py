@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fastloss import functional
 
-from ._adapters import FLOATING, PLAIN, are_plain, has_kernels
+from ._adapters import are_plain, has_kernels
 from .patching import Framework, Function, Replacement
 
 # ------------------------------------------------------------------------------- single functions
@@ -157,7 +157,7 @@ def _corners(boxes: Tensor) -> Tensor:
     return torch.cat((center - half, center + half), dim=-1)
 
 
-# ------------------------------------------------------------------------ the criterion of detection
+# ----------------------------------------------------------------------- the criterion of detection
 
 
 def _detection_criterion(original: Function) -> Function:

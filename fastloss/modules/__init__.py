@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: MIT
 """The losses as modules: options in the constructor, tensors in the call."""
 
-from . import boxes, classification, detection, generative, graph, ranking, regression, segmentation, sequence
+from . import (
+    boxes,
+    classification,
+    detection,
+    generative,
+    graph,
+    ranking,
+    regression,
+    segmentation,
+    sequence,
+)
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .detection import *  # noqa: F403

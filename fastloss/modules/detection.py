@@ -64,9 +64,7 @@ class TaskAlignedDetectionLoss(nn.Module):
         target_boxes: Tensor,
         candidate_boxes: Tensor | None = None,
     ) -> Tensor:
-        """The losses of boxes, classes and distances; each box takes anchors in its
-        ``candidate_boxes``, which are the boxes unless they are given.
-        """
+        """The losses of boxes, classes and distances, after the assignment."""
         detections = (logits, distances, anchors, strides, target_labels, target_boxes)
         assigned = functional.task_aligned_assignment(
             *detections, **self._assignment(), candidate_boxes=candidate_boxes

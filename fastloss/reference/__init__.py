@@ -5,7 +5,17 @@ They are the oracle of the tests, and they compute where no kernel does: on devi
 under ``torch.func`` transforms and for derivatives of higher order.
 """
 
-from . import boxes, classification, detection, generative, graph, ranking, regression, segmentation, sequence
+from . import (
+    boxes,
+    classification,
+    detection,
+    generative,
+    graph,
+    ranking,
+    regression,
+    segmentation,
+    sequence,
+)
 from .boxes import *  # noqa: F403
 from .classification import *  # noqa: F403
 from .detection import *  # noqa: F403

@@ -27,7 +27,7 @@ def task_aligned_assignment(
     candidate_boxes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """By tensors of all anchors times all targets (B, G, A)."""
-    dtype = _accumulate_type(logits, distances)
+    dtype = _accumulate_type(logits, distances, target_boxes)
     x, d = logits.detach().to(dtype), distances.detach().to(dtype)
     points, cells = anchors.to(dtype), strides.to(dtype)
     boxes = target_boxes.to(dtype)
@@ -81,7 +81,7 @@ def task_aligned_detection_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     """By dense target scores (B, C, A)."""
-    dtype = _accumulate_type(logits, distances)
+    dtype = _accumulate_type(logits, distances, target_boxes, target_scores)
     x, d = logits.to(dtype), distances.to(dtype)
     points, cells = anchors.to(dtype), strides.to(dtype)
     batch, classes, count = x.shape
@@ -118,8 +118,9 @@ def task_aligned_detection_loss(
     return torch.stack((of_boxes.sum(), of_classes, (scores * costs).sum())) / total
 
 
-def _accumulate_type(first: Tensor, second: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (first.dtype, second.dtype) else torch.float32
+def _accumulate_type(*tensors: Tensor) -> torch.dtype:
+    is_wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if is_wide else torch.float32
 
 
 def _decoded(distances: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,6 +132,6 @@ def _decoded(distances: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _largest(metrics: Tensor, count: int) -> Tensor:
-    """Whether each number is one of the largest of its row, and above 0; the first of equal ones."""
+    """Whether a number is one of the largest of its row, and above 0; of equal ones the first."""
     order = metrics.sort(dim=-1, descending=True, stable=True).indices[..., :count]
     return torch.zeros_like(metrics, dtype=torch.bool).scatter(-1, order, True) & (metrics != 0)
