@@ -30,7 +30,7 @@ def several_blocks(case: Case) -> Shape:
         "row_pair": (70, 24),
         "edges": (300, 20, 70),  # more features than a warp takes at a time
         "contrastive": (70, 12),
-        "detection": (3, 2, 701, 2, 3),
+        "detection": (3, 3, 701, 2, 3),
     }[case.family.engine]
 
 

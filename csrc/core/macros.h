@@ -26,8 +26,9 @@
 #define FASTLOSS_VECTOR_BYTES 16
 #endif
 
-// Before a loop over an array that has to stay in registers.
-#if defined(__CUDACC__)
+// Before a loop over an array that has to stay in registers. (nvcc's host pass knows no such
+// pragma.)
+#if defined(__CUDA_ARCH__)
 #define FASTLOSS_UNROLL _Pragma("unroll")
 #else
 #define FASTLOSS_UNROLL

@@ -307,8 +307,8 @@ class Foreground {
     std::fill_n(logits_.get(), rows_ * kLanes, T(0));
   }
 
-  // Calls visit(lanes) for groups of anchors. False where an index or a label is out of range.
-  template <class Visit>
+  // Calls visit(loss) for groups of anchors. False where an index or a label is out of range.
+  template <bool kGradient, class Visit>
   bool for_each_group(const Visit& visit) {
     const int64_t* const indices = arguments_.indices + number_ * arguments_.anchors;
     count_ = 0;
@@ -318,16 +318,16 @@ class Foreground {
       if (g >= arguments_.targets || image_.labels[g] >= arguments_.classes) return false;
       if (!image_.has(g)) continue;
       add(a, g);
-      if (count_ == kLanes) flush(visit);
+      if (count_ == kLanes) flush<kGradient>(visit);
     }
-    if (count_ > 0) flush(visit);
+    if (count_ > 0) flush<kGradient>(visit);
     return true;
   }
 
   // What is summed up, to `sums`.
   bool sum(double* sums) {
     V of_lanes[kDetectionSums] = {V(0), V(0), V(0), V(0)};
-    const bool in_range = for_each_group([&](const AnchorLoss<V>& loss) {
+    const bool in_range = for_each_group<false>([&](const AnchorLoss<V>& loss) {
       const V score = V::load(score_);
       of_lanes[kBoxSum] += score * loss.box;
       of_lanes[kPickedSum] += score * V::load(weight_) * V::load(picked_);
@@ -340,7 +340,7 @@ class Foreground {
 
   void differentiate() {
     const T* const factors = static_cast<const T*>(arguments_.factors);
-    for_each_group([&](const AnchorLoss<V>& loss) {
+    for_each_group<true>([&](const AnchorLoss<V>& loss) {
       const V score = V::load(score_);
       if (arguments_.logit_gradient) {
         const V slope =
@@ -380,15 +380,15 @@ class Foreground {
   }
 
   // The lanes that are left keep what is there, and count for nothing.
-  template <class Visit>
+  template <bool kGradient, class Visit>
   void flush(const Visit& visit) {
     std::fill(score_ + count_, score_ + kLanes, T(0));
     const auto side = [&](int k) { return V::load(target_[k]); };
-    visit(AnchorLoss<V>::of(V::load(x_), V::load(y_), Box{side(0), side(1), side(2), side(3)},
-                            arguments_.bins, [&](int of_side, int64_t j) {
-                              return V::load(logits_.get() +
-                                             (of_side * arguments_.bins + j) * kLanes);
-                            }));
+    visit(AnchorLoss<V>::template of<kGradient>(
+        V::load(x_), V::load(y_), Box{side(0), side(1), side(2), side(3)}, arguments_.bins,
+        [&](int of_side, int64_t j) {
+          return V::load(logits_.get() + (of_side * arguments_.bins + j) * kLanes);
+        }));
     count_ = 0;
   }
 

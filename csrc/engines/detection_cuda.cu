@@ -8,6 +8,9 @@ namespace fastloss::FASTLOSS_TARGET {
 namespace {
 
 constexpr int kThreads = 128;
+// Doubles take the registers of two blocks.
+template <class T>
+constexpr int kLossBlocks = sizeof(T) == 4 ? kResidentBlocks : kResidentBlocks / 2;
 
 // The few numbers of an image, and its predictions one by one.
 template <class T>
@@ -143,7 +146,7 @@ FASTLOSS_DEVICE_INLINE void for_each_best(int64_t anchors, int64_t count, const 
 
 // The predicted boxes of the anchors that a box reaches.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     decode_kernel(const __grid_constant__ AssignmentArguments arguments) {
   const int64_t items = arguments.batch * arguments.anchors;
   for (int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x; item < items;
@@ -173,7 +176,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block per box: the anchors that suit it best.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     choose_kernel(const __grid_constant__ AssignmentArguments arguments) {
   const int64_t items = arguments.batch * arguments.targets;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
@@ -197,7 +200,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One thread per anchor: of several boxes that chose it, the one that it overlaps most.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     settle_kernel(const __grid_constant__ AssignmentArguments arguments) {
   const int64_t items = arguments.batch * arguments.anchors;
   for (int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x; item < items;
@@ -232,7 +235,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block per box: the scores of its anchors.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     share_kernel(const __grid_constant__ AssignmentArguments arguments) {
   const int64_t items = arguments.batch * arguments.targets;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
@@ -291,7 +294,7 @@ struct Foreground {
 };
 
 // Calls visit(image, foreground) for the anchors of this thread that have a target.
-template <class T, class Visit>
+template <bool kGradient, class T, class Visit>
 FASTLOSS_DEVICE_INLINE void for_each_foreground(const DetectionLossArguments& arguments,
                                                 const Visit& visit) {
   const int64_t items = arguments.batch * arguments.anchors;
@@ -308,21 +311,21 @@ FASTLOSS_DEVICE_INLINE void for_each_foreground(const DetectionLossArguments& ar
     const T stride = image.point(2, a);
     const Box in_cells{box.x1 / stride, box.y1 / stride, box.x2 / stride, box.y2 / stride};
     visit(image,
-          Foreground<T>{
-              a, label, static_cast<const T*>(arguments.scores)[item],
-              arguments.weight ? static_cast<const T*>(arguments.weight)[label] : T(1),
-              image.logit(label, a),
-              AnchorLoss<T>::of(image.point(0, a), image.point(1, a), in_cells, arguments.bins,
-                                [&](int side, int64_t j) { return image.distance(side, j, a); })});
+          Foreground<T>{a, label, static_cast<const T*>(arguments.scores)[item],
+                        arguments.weight ? static_cast<const T*>(arguments.weight)[label] : T(1),
+                        image.logit(label, a),
+                        AnchorLoss<T>::template of<kGradient>(
+                            image.point(0, a), image.point(1, a), in_cells, arguments.bins,
+                            [&](int side, int64_t j) { return image.distance(side, j, a); })});
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLossBlocks<T>)
     sum_kernel(const __grid_constant__ DetectionLossArguments arguments,
                const Completion completion) {
   T sums[kDetectionSums] = {T(0), T(0), T(0), T(0)};
-  for_each_foreground<T>(arguments, [&](const Image<T>&, const Foreground<T>& foreground) {
+  for_each_foreground<false, T>(arguments, [&](const Image<T>&, const Foreground<T>& foreground) {
     const T score = foreground.score;
     sums[kBoxSum] += score * foreground.loss.box;
     sums[kPickedSum] += score * foreground.weight * foreground.logit;
@@ -335,10 +338,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLossBlocks<T>)
     gradient_kernel(const __grid_constant__ DetectionLossArguments arguments) {
   const T* const factors = static_cast<const T*>(arguments.factors);
-  for_each_foreground<T>(arguments, [&](const Image<T>& image, const Foreground<T>& at) {
+  for_each_foreground<true, T>(arguments, [&](const Image<T>& image, const Foreground<T>& at) {
     const auto write = [&](const Output& output, const int64_t (&stride)[3], int64_t row,
                            T number) {
       const T numbers[1] = {number};

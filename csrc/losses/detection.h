@@ -6,9 +6,11 @@
 
 namespace fastloss::FASTLOSS_TARGET {
 
-// The parameters of CIoU: eps, aspect_threshold.
-template <class T>
-constexpr T kBoxParameters[] = {T(1e-7), T(0)};
+template <class T, class B1, class B2>
+FASTLOSS_INLINE auto complete_box_iou(const B1& b1, const B2& b2) {
+  const T parameters[] = {T(1e-7), T(0)};  // eps, aspect_threshold
+  return CompleteBoxIoU::similarity(b1, b2, parameters);
+}
 
 // A softmax over the bins 0, 1, 2, ..., whose mean is the distance to a side, in cells. Li et al.
 // 2020, arXiv 2006.04388.
@@ -65,7 +67,7 @@ struct Alignment {
   template <class Predicted, class Target, class T>
   static FASTLOSS_INLINE Alignment of(V logit, const Predicted& predicted, const Target& target,
                                       T alpha, T beta) {
-    const V overlap = max(CompleteBoxIoU::similarity(target, predicted, kBoxParameters<T>), V(0));
+    const V overlap = max(complete_box_iou<T>(target, predicted), V(0));
     const V metric = power(sigmoid(logit), alpha) * power(overlap, beta);
     return {select(overlap == V(0), V(0), metric), overlap};
   }
@@ -80,8 +82,8 @@ struct AnchorLoss {
   V box, distances;  // 1 − CIoU; the distribution focal loss
   V slopes[4];       // of the former, by the distances
 
-  // logit(side, bin); x and y in cells, and the target's box.
-  template <class Target, class Logit>
+  // logit(side, bin); x and y in cells, and the target's box. Without kGradient, slopes are 0.
+  template <bool kGradient, class Target, class Logit>
   static FASTLOSS_INLINE AnchorLoss of(V x, V y, const Target& target, int64_t bins,
                                        const Logit& logit) {
     using T = scalar_of<V>;
@@ -92,8 +94,7 @@ struct AnchorLoss {
       result.sides[side] = distribution<V>(bins, [&](int64_t j) { return logit(side, j); });
       means[side] = result.sides[side].mean;
     }
-    const auto loss =
-        T(1) - CompleteBoxIoU::similarity(box_around<true>(x, y, means), target, kBoxParameters<T>);
+    const auto loss = T(1) - complete_box_iou<T>(box_around<kGradient>(x, y, means), target);
     result.box = detach(loss);
     // A longer distance moves a lower side down.
     result.slopes[0] = -derivative<1>(loss);
