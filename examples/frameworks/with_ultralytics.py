@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from detection.scenes import NUM_CLASSES, SCENE_SIZE, Scenes
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class WithUltralytics:
@@ -21,9 +21,9 @@ class WithUltralytics:
         from ultralytics.cfg import get_cfg
         from ultralytics.nn.tasks import DetectionModel
 
-        self.model = DetectionModel("yolov8n.yaml", nc=NUM_CLASSES, verbose=False).train()
-        model: Any = self.model
+        model: Any = DetectionModel("yolov8n.yaml", nc=NUM_CLASSES, verbose=False).train()
         model.args = get_cfg()
+        self.model: nn.Module = model
         self._criterion = model.init_criterion()
 
     def predict(self, scenes: Scenes) -> Any:

@@ -227,8 +227,8 @@ def _find(replacement: Replacement) -> _Pair:
         except Exception as error:  # a package built for another torch fails in ways of its own
             errors.append(error)
             continue
-        owner = holder if isinstance(holder, type) else None
-        return _Pair(original, replacement.wrap(original), owner)
+        of_class = holder if isinstance(holder, type) else None
+        return _Pair(original, replacement.wrap(original), of_class)
     raise ImportError(
         f"{replacement.module}.{replacement.name} cannot be imported, nothing was patched: "
         f"{errors[0]}"

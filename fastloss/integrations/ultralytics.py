@@ -22,6 +22,7 @@ assigns whichever its sort brings, with a score of 0.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -234,13 +235,14 @@ def _candidate_boxes(assigner: Any, boxes: Tensor) -> Tensor | None:
     if side is None:
         return None
     center, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
-    limit = _shortest_side(type(assigner), tuple(assigner.stride), side)
+    make: Callable[..., Any] = type(assigner)
+    limit = _shortest_side(make, tuple(assigner.stride), side)
     half = torch.where(sides < limit, side, sides) / 2
     return torch.cat((center - half, center + half), dim=-1)
 
 
 @functools.cache
-def _shortest_side(assigner: type, strides: tuple[float, ...], side: float) -> float:
+def _shortest_side(assigner: Callable[..., Any], strides: tuple[float, ...], side: float) -> float:
     """Below which a side counts as longer: the smallest stride, later the one it then counts as.
 
     Asked of the assigner, with a box that is between the two and a point beside it.

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from .. import functional
@@ -75,6 +77,6 @@ class TaskAlignedDetectionLoss(nn.Module):
         """The options, for ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self._assignment().items())
 
-    def _assignment(self) -> dict[str, int | float | None]:
+    def _assignment(self) -> dict[str, Any]:
         names = ("topk", "topk2", "alpha", "beta")
         return {name: getattr(self, name) for name in names}
