@@ -10,8 +10,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from benchmarks.baselines import CALL_YARDSTICK, Baseline, baseline_of
-from tests.cases import BLEU, CASES, DECODING, Arguments, Case, Shape, find_case
+import fastloss.functional
+from benchmarks import detectors
+from benchmarks.baselines import CALL_YARDSTICK, Baseline, LossFunction, baseline_of
+from tests.cases import BLEU, CASES, DECODING, MATCHING, Arguments, Case, Shape, find_case
 
 
 class Work(str, Enum):
@@ -53,6 +55,7 @@ class BenchmarkCase:
         goal: What is to be reached.
         headline: Whether it belongs to the README's main table.
         yardstick: The opponent, where it is not the loss's own baseline.
+        patched: What runs on fastloss, where it is not the function of the row.
     """
 
     name: str
@@ -63,6 +66,12 @@ class BenchmarkCase:
     goal: Goal = field(default_factory=Goal)
     headline: bool = True
     yardstick: Baseline | None = None
+    patched: LossFunction | None = None
+
+    @property
+    def function(self) -> LossFunction:
+        """What is measured."""
+        return self.patched or getattr(fastloss.functional, self.row.function)
 
     @property
     def baseline(self) -> Baseline:
@@ -268,6 +277,29 @@ _WITH_GOALS = (
         (16, 60, 8400),
         Work.FORWARD,
         Goal(eager=20),
+    ),
+    *(
+        (
+            BenchmarkCase(
+                "retinanet",
+                "RetinaNet, 2 images of 800 × 1344",
+                detectors.RETINANET,
+                (2, 1, 91, 15),
+                goal=Goal(eager=5, memory_of_eager=True),
+                yardstick=Baseline(detectors.retinanet_loss, None, "torchvision"),
+                patched=detectors.patched_retinanet_loss,
+            ),
+        )
+        if detectors.is_installed()
+        else ()
+    ),
+    BenchmarkCase(
+        "detr-matching",
+        "DETR matching cost, 16 · 300 × 200",
+        MATCHING,
+        (16 * 300, 92, 200),
+        Work.FORWARD,
+        Goal(eager=8),
     ),
     BenchmarkCase(
         "call-forward",

@@ -34,7 +34,6 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-import fastloss.functional
 from benchmarks.baselines import LossFunction
 from benchmarks.cases import BenchmarkCase, Work
 from tests.cases import Arguments
@@ -152,7 +151,7 @@ def measure(case: BenchmarkCase, device: str, effort: Effort, notify: Notify) ->
     opponent_wanted = tuple(baseline.renamed.get(name, name) for name in wanted)
 
     notify("first steps")
-    own = getattr(fastloss.functional, case.row.function)
+    own = case.function
     steps = {
         "fastloss": _step_of(own, sets, wanted, case.work),
         "eager": _step_of(baseline.eager, opponent_sets, opponent_wanted, case.work),

@@ -21,7 +21,7 @@ ENGINES = (
     *("pointwise", "policy", "softmax", "linear_cross_entropy", "region", "ranked_region"),
     *("box_pair", "box_matrix", "box_crowd", "pairs", "triplet", "batch_hard"),
     *("row_pair", "edges", "contrastive"),
-    *("crf", "crf_marginals", "crf_decode", "sentence_bleu"),
+    *("crf", "crf_marginals", "crf_decode", "detr_matching_cost", "sentence_bleu"),
 )
 # One row per engine and shape of arguments, for what is too slow to do with every row.
 FEW = (
