@@ -8,10 +8,13 @@ from .patching import FrameworkStatus, Patch
 from .torch import TORCH
 from .torchcrf import TORCHCRF
 from .torchvision import TORCHVISION
+from .transformers import TRANSFORMERS
 
 __all__ = ["FrameworkStatus", "Patch", "patch"]
 
-_FRAMEWORKS = {framework.name: framework for framework in (MONAI, TORCH, TORCHCRF, TORCHVISION)}
+_FRAMEWORKS = {
+    framework.name: framework for framework in (MONAI, TORCH, TORCHCRF, TORCHVISION, TRANSFORMERS)
+}
 
 
 class _Patcher:
