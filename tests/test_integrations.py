@@ -256,7 +256,7 @@ def test_not_installed(set_aside: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_unknown_framework() -> None:
-    known = r"\['monai', 'torch', 'torchcrf', 'torchvision', 'transformers'\]"
+    known = r"\['mmdet', 'mmyolo', 'monai', 'torch', 'torchcrf', 'torchvision', 'transformers'\]"
     with pytest.raises(ValueError, match=rf"one of {known}, got 'tensorflow'"):
         fastloss.patch("tensorflow")
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from .mmdet import MMDET
+from .mmyolo import MMYOLO
 from .monai import MONAI
 from .patching import FrameworkStatus, Patch
 from .torch import TORCH
@@ -13,7 +15,8 @@ from .transformers import TRANSFORMERS
 __all__ = ["FrameworkStatus", "Patch", "patch"]
 
 _FRAMEWORKS = {
-    framework.name: framework for framework in (MONAI, TORCH, TORCHCRF, TORCHVISION, TRANSFORMERS)
+    framework.name: framework
+    for framework in (MMDET, MMYOLO, MONAI, TORCH, TORCHCRF, TORCHVISION, TRANSFORMERS)
 }
 
 

@@ -30,8 +30,8 @@ from ._adapters import (
     PLAIN,
     REDUCTIONS,
     are_plain,
-    autocasts,
     has_kernels,
+    in_dtype_of,
     scripted_as,
     unless_refused,
 )
@@ -85,14 +85,9 @@ def _focal_loss(original: Function) -> Function:
         if not fits:
             return original(inputs, targets, alpha, gamma, reduction)
         loss = functional.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
-        return _in_dtype_of(inputs, loss) if inputs.dtype == targets.dtype else loss
+        return in_dtype_of(inputs, loss) if inputs.dtype == targets.dtype else loss
 
     return scripted_as(original, stand_in)
-
-
-def _in_dtype_of(logits: Tensor, loss: Tensor) -> Tensor:
-    """The loss as torchvision has it: it computes in half precision, to the end."""
-    return loss if autocasts(logits) else loss.to(logits.dtype)
 
 
 def _wide(logits: Tensor) -> torch.dtype:
@@ -152,7 +147,7 @@ def _retinanet_classes(original: Function) -> Function:
             )
         if loss is None:
             return original(self, targets, head_outputs, matched_idxs)
-        return _in_dtype_of(logits, loss)
+        return in_dtype_of(logits, loss)
 
     return compute_loss
 
@@ -200,7 +195,7 @@ def _fcos_head(original: Function) -> Function:
         )
         count = max(1, len(points))
         return {
-            "classification": _in_dtype_of(logits, class_loss / count),
+            "classification": in_dtype_of(logits, class_loss / count),
             "bbox_regression": box_loss / count,
             "bbox_ctrness": centerness_loss / count,
         }

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fastloss import functional
 
-from ._adapters import FLOATING, PLAIN, are_plain, autocasts, has_kernels, unless_refused
+from ._adapters import FLOATING, PLAIN, are_plain, has_kernels, in_dtype_of, unless_refused
 from .patching import Framework, Function, Replacement
 
 Outputs = dict[str, Any]
@@ -185,7 +185,7 @@ def _loss_labels_vfl(original: Function) -> Function:
             iou * softplus(-positive) + (1 - iou) * softplus(positive)
         ) - negative_weight * softplus(positive)
         loss = (self.alpha * negatives + instead.sum()) / num_boxes
-        return {"loss_vfl": _in_dtype_of(logits, loss)}
+        return {"loss_vfl": in_dtype_of(logits, loss)}
 
     return loss_labels_vfl
 
@@ -213,7 +213,7 @@ def _loss_labels_focal(original: Function) -> Function:
         if loss is None:
             found: dict[str, Tensor] = original(self, outputs, targets, indices, num_boxes)
             return found
-        return {"loss_ce": _in_dtype_of(logits, loss / num_boxes)}
+        return {"loss_ce": in_dtype_of(logits, loss / num_boxes)}
 
     return loss_labels
 
@@ -245,7 +245,7 @@ def _sigmoid_focal_loss(original: Function) -> Function:
             other: Tensor = original(inputs, targets, num_boxes, alpha, gamma)
             return other
         loss = (loss if is_sum else loss / inputs.shape[1]) / num_boxes
-        return _in_dtype_of(inputs, loss) if inputs.dtype == targets.dtype else loss
+        return in_dtype_of(inputs, loss) if inputs.dtype == targets.dtype else loss
 
     return sigmoid_focal_loss
 
@@ -296,10 +296,6 @@ def _are_proper(boxes: Tensor) -> bool:
 def _corners(boxes: Tensor) -> Tensor:
     center, half = boxes[..., :2], 0.5 * boxes[..., 2:]
     return torch.cat((center - half, center + half), -1)
-
-
-def _in_dtype_of(logits: Tensor, loss: Tensor) -> Tensor:
-    return loss if autocasts(logits) else loss.to(logits.dtype)
 
 
 _DETR = "transformers.loss.loss_for_object_detection"
