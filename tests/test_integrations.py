@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import inspect
 import itertools
+import re
 import sys
 import textwrap
 from collections import OrderedDict
@@ -256,9 +258,32 @@ def test_not_installed(set_aside: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_unknown_framework() -> None:
-    known = r"\['mmdet', 'mmyolo', 'monai', 'torch', 'torchcrf', 'torchvision', 'transformers'\]"
-    with pytest.raises(ValueError, match=rf"one of {known}, got 'tensorflow'"):
+    known = [
+        *("fvcore", "mmdet", "mmyolo", "monai", "torch", "torchcrf", "torchvision"),
+        "transformers",
+    ]
+    assert sorted(fastloss.patch.available()) == known
+    with pytest.raises(ValueError, match=f"one of {re.escape(str(known))}, got 'tensorflow'"):
         fastloss.patch("tensorflow")
+
+
+@pytest.mark.parametrize("name", sorted(fastloss.patch.available()))
+def test_no_framework_is_patched_in_a_version_that_was_not_tested(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    supported = fastloss.patch.available()[name].supported
+    monkeypatch.setattr(importlib.metadata, "version", lambda distribution: "99.1")
+    assert fastloss.patch.available()[name] == ("99.1", supported, False)
+    with pytest.raises(ImportError, match=rf"{name} 99\.1 is installed.* {re.escape(supported)}"):
+        fastloss.patch(name)
+
+    def missing(distribution: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert fastloss.patch.available()[name] == (None, supported, False)
+    with pytest.raises(ImportError, match=rf"{name} is not installed.* {re.escape(supported)}"):
+        fastloss.patch(name)
 
 
 def test_methods_are_replaced_in_their_class(monkeypatch: pytest.MonkeyPatch) -> None:

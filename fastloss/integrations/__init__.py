@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from .fvcore import FVCORE
 from .mmdet import MMDET
 from .mmyolo import MMYOLO
 from .monai import MONAI
@@ -16,7 +17,7 @@ __all__ = ["FrameworkStatus", "Patch", "patch"]
 
 _FRAMEWORKS = {
     framework.name: framework
-    for framework in (MMDET, MMYOLO, MONAI, TORCH, TORCHCRF, TORCHVISION, TRANSFORMERS)
+    for framework in (*(FVCORE, MMDET, MMYOLO, MONAI, TORCH, TORCHCRF, TORCHVISION, TRANSFORMERS),)
 }
 
 

@@ -49,8 +49,9 @@ class Framework:
         newest: The newest version tested. Others than these are refused: a drop-in that was never
             compared with what it replaces is none.
         replacements: What is replaced, all of it or nothing.
-        within: Names are exchanged in this module and in those below it: the package, unless it is
-            known that it holds a function elsewhere to compare it with.
+        within: Names are exchanged in these modules and in those below them: the package, unless it
+            is known that it holds a function elsewhere to compare it with, or that another one
+            imports its functions.
         before: Called before anything is exchanged.
         distribution: What is installed, where that has another name.
     """
@@ -59,7 +60,7 @@ class Framework:
     oldest: tuple[int, int]
     newest: tuple[int, int]
     replacements: tuple[Replacement, ...]
-    within: str = ""
+    within: tuple[str, ...] = ()
     before: Callable[[], None] = lambda: None
     distribution: str = ""
 
@@ -223,9 +224,9 @@ def _swap(framework: Framework, pairs: Iterable[_Pair]) -> None:
             new_by_id[id(pair.old)] = pair.new
         else:
             setattr(pair.owner, pair.old.__name__, pair.new)
-    within = framework.within or framework.name
+    within = tuple(f"{name}." for name in framework.within or (framework.name,))
     for name, module in list(sys.modules.items()):
-        if module is None or not f"{name}.".startswith(f"{within}."):
+        if module is None or not f"{name}.".startswith(within):
             continue
         names = vars(module)
         # The dictionary is written, not the attributes: that cannot fail half way.

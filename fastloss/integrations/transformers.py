@@ -307,7 +307,7 @@ TRANSFORMERS = Framework(
     name="transformers",
     oldest=(5, 24),
     newest=(5, 24),
-    within="transformers.loss",
+    within=("transformers.loss",),
     replacements=(
         Replacement(_DETR, "HungarianMatcher.forward", _softmax_matcher),
         Replacement(_DETR, "ImageLoss.loss_boxes", _loss_boxes),
