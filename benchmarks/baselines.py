@@ -262,6 +262,20 @@ def _pairwise_box_iou(
     return reference.pairwise_box_iou(boxes1, boxes2, kind, eps)
 
 
+def _detr_matching_cost(
+    logits: Tensor, boxes: Tensor, target_labels: Tensor, target_boxes: Tensor
+) -> Tensor:
+    """DETR's matcher: a matrix of classes, one of distances, one of similarities, and their sum."""
+    of_class = -logits.softmax(-1)[:, target_labels]
+    distance = torch.cdist(boxes, target_boxes, p=1)
+    corners, target_corners = (
+        torch.cat((b[:, :2] - 0.5 * b[:, 2:], b[:, :2] + 0.5 * b[:, 2:]), -1)
+        for b in (boxes, target_boxes)
+    )
+    similarity = _pairwise_box_iou(corners, target_corners, "giou", 0.0)
+    return of_class + 5 * distance - 2 * similarity
+
+
 # --------------------------------------------------------------------------------- classification
 
 
@@ -864,6 +878,7 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     },
     "scylla_box_iou_loss": (_scylla_box_iou_loss, _scylla_box_iou_loss),
     "pairwise_box_iou": (_pairwise_box_iou, _pairwise_box_iou),
+    "detr_matching_cost": (_detr_matching_cost, _detr_matching_cost),
     "sigmoid_focal_loss": (_sigmoid_focal_loss, _sigmoid_focal_loss_without_mask),
     **{name: (function, function) for name, function in _SAME_FOR_BOTH.items()},
     "distribution_focal_loss": (_distribution_focal_loss, _distribution_focal_loss),

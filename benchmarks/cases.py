@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
+import fastloss
+from benchmarks import detectors
 from benchmarks.baselines import CALL_YARDSTICK, Baseline, LossFunction, baseline_of
-from benchmarks.criteria import V8_CRITERION, V8_STOCK, v8_fused
-from fastloss import functional, patch
-from tests.cases import BLEU, CASES, DECODING, Arguments, Case, Shape, find_case
+from tests.cases import BLEU, CASES, DECODING, MATCHING, Arguments, Case, Shape, find_case
 
 
 class Work(str, Enum):
@@ -55,7 +55,7 @@ class BenchmarkCase:
         goal: What is to be reached.
         headline: Whether it belongs to the README's main table.
         yardstick: The opponent, where it is not the loss's own baseline.
-        criterion: What is measured, where it is more than the loss.
+        patched: What runs on fastloss, where it is not the function of the row.
     """
 
     name: str
@@ -66,12 +66,12 @@ class BenchmarkCase:
     goal: Goal = field(default_factory=Goal)
     headline: bool = True
     yardstick: Baseline | None = None
-    criterion: LossFunction | None = None
+    patched: LossFunction | None = None
 
     @property
     def function(self) -> LossFunction:
         """What is measured."""
-        return self.criterion or getattr(functional, self.row.function)
+        return self.patched or getattr(fastloss.functional, self.row.function)
 
     @property
     def baseline(self) -> Baseline:
@@ -119,24 +119,26 @@ _SEGMENTATION = (4, 20, 256, 256)
 _TAGGER = (32, 128, 32)
 
 # The criteria of frameworks, where those are installed.
-_FRAMEWORKS = tuple(
-    case
-    for framework, case in (
-        (
-            "ultralytics",
-            BenchmarkCase(
-                "v8-criterion",
-                "v8 detection, 16 images of 640², 80 classes",
-                V8_CRITERION,
-                (16, 80, 640, 16, 12),
-                goal=Goal(eager=4, memory_of_eager=True),
-                yardstick=V8_STOCK,
-                criterion=v8_fused,
-            ),
-        ),
-    )
-    if patch.available()[framework].usable
-)
+_CRITERIA = {
+    "torchvision": BenchmarkCase(
+        "retinanet",
+        "RetinaNet, 2 images of 800 × 1344",
+        detectors.RETINANET,
+        (2, 1, 91, 15),
+        goal=Goal(eager=5, memory_of_eager=True),
+        yardstick=detectors.STOCK_RETINANET,
+        patched=detectors.patched_retinanet_loss,
+    ),
+    "ultralytics": BenchmarkCase(
+        "v8-criterion",
+        "v8 detection, 16 images of 640², 80 classes",
+        detectors.V8_CRITERION,
+        (16, 80, 640, 16, 12),
+        goal=Goal(eager=4, memory_of_eager=True),
+        yardstick=detectors.STOCK_V8,
+        patched=detectors.fused_v8_loss,
+    ),
+}
 
 _WITH_GOALS = (
     _boxes("ciou-8192", "CIoU, 8192", _CIOU, 8192, Goal(eager=25, compiled=8)),
@@ -298,7 +300,19 @@ _WITH_GOALS = (
         Work.FORWARD,
         Goal(eager=20),
     ),
-    *_FRAMEWORKS,
+    *(
+        case
+        for framework, case in _CRITERIA.items()
+        if fastloss.patch.available()[framework].usable
+    ),
+    BenchmarkCase(
+        "detr-matching",
+        "DETR matching cost, 16 · 300 × 200",
+        MATCHING,
+        (16 * 300, 92, 200),
+        Work.FORWARD,
+        Goal(eager=8),
+    ),
     BenchmarkCase(
         "call-forward",
         "CIoU of 16 against smooth L1, forward",

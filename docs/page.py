@@ -42,7 +42,9 @@ TASKS: dict[str, tuple[str, ...]] = {
     "object detection": (
         *("complete_box_iou_loss", "scylla_box_iou_loss", "wise_box_iou_loss"),
         *("normalized_wasserstein_loss", "repulsion_loss", "distribution_focal_loss"),
+        *("task_aligned_assignment", "task_aligned_detection_loss"),
         *("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "pairwise_box_iou"),
+        "detr_matching_cost",
     ),
     "semantic segmentation": (
         *("cross_entropy", "dice_loss", "dice_cross_entropy_loss", "tversky_loss"),

@@ -163,6 +163,18 @@ def crf_decode(
     end_transitions: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]: ...
+def detr_matching_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    class_cost: float,
+    bbox_cost: float,
+    giou_cost: float,
+    alpha: float,
+    gamma: float,
+    kind: str,
+) -> Tensor: ...
 def sentence_bleu(
     candidates: Tensor,
     references: Tensor,

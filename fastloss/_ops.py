@@ -387,6 +387,20 @@ def crf_decode(
     return call(emissions, transitions, start_transitions, end_transitions, mask)
 
 
+def detr_matching_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    numbers: tuple[float, float, float, float, float],
+    kind: str,
+) -> Tensor:
+    """What it costs to match every prediction with every target."""
+    compiling = torch.compiler.is_compiling()
+    call = torch.ops.fastloss.detr_matching_cost if compiling else _C.detr_matching_cost
+    return call(logits, boxes, target_labels, target_boxes, *numbers, kind)
+
+
 def sentence_bleu(
     candidates: Tensor,
     references: Tensor,
@@ -776,6 +790,34 @@ def _task_aligned_detection_loss_reference(*arguments: Any) -> Tensor:
     return reference.task_aligned_detection_loss(*tensors, weight=weight)
 
 
+def _detr_matching_cost_reference(
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    class_cost: float,
+    bbox_cost: float,
+    giou_cost: float,
+    alpha: float,
+    gamma: float,
+    kind: str,
+) -> Tensor:
+    from fastloss import reference
+
+    return reference.detr_matching_cost(
+        logits,
+        boxes,
+        target_labels,
+        target_boxes,
+        class_cost=class_cost,
+        bbox_cost=bbox_cost,
+        giou_cost=giou_cost,
+        alpha=alpha,
+        gamma=gamma,
+        kind=kind,
+    )
+
+
 def _sentence_bleu_reference(
     candidates: Tensor,
     references: Tensor,
@@ -829,6 +871,7 @@ for _engine, _function in {
     "crf": _reference_itself("crf_loss"),
     "crf_marginals": _reference_itself("crf_marginals"),
     "crf_decode": _reference_itself("crf_decode"),
+    "detr_matching_cost": _detr_matching_cost_reference,
     "sentence_bleu": _sentence_bleu_reference,
 }.items():
     for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):

@@ -954,6 +954,46 @@ SENTENCES = Family(
 )
 
 
+def _queries_and_targets(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Predictions (*batch, N) of C classes and M targets, for a shape (*batch, N, C, M)."""
+    *batch, rows, classes, columns = shape
+
+    def boxes(count: int) -> Tensor:
+        center = torch.rand(*batch, count, 2, generator=generator, dtype=torch.float64)
+        sides = torch.rand(*batch, count, 2, generator=generator, dtype=torch.float64)
+        return torch.cat((center, 0.02 + 0.5 * sides), -1)
+
+    return {
+        "logits": _logits((*batch, rows, classes), generator),
+        "boxes": boxes(rows),
+        "target_labels": torch.randint(classes, (*batch, columns), generator=generator),
+        "target_boxes": boxes(columns),
+    }
+
+
+def _degenerate_predictions() -> dict[str, Tensor]:
+    sides = torch.tensor(_DEGENERATE_BOXES, dtype=torch.float64)
+    logits = torch.tensor(_DEGENERATE_LOGITS, dtype=torch.float64)
+    return {
+        "logits": torch.stack((logits, logits.flip(0), logits[:1].expand_as(logits))).repeat(5, 1),
+        "boxes": sides,
+        "target_labels": torch.arange(len(sides)) % len(logits),
+        "target_boxes": sides.clone(),
+    }
+
+
+MATCHES = Family(
+    engine="matching",
+    build=_queries_and_targets,
+    degenerate=_degenerate_predictions,
+    differentiable=(),
+    shape_of=lambda size: (size, 7, min(size, 19)),
+    integers=("target_labels",),
+    element_wise=False,
+    reduces=False,
+)
+
+
 def _drawn_tokens(shape: Shape, generator: Generator, *names: str) -> dict[str, Tensor]:
     """Log-probabilities of tokens (B, T) under policies that are not far from each other."""
     first = -3 * torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -2359,6 +2399,8 @@ METRICS: tuple[Case, ...] = (
 DECODING = Case("crf_decode", "CRF decoding", CHAINS_WITHOUT_TAGS, None)
 # Its arguments are integers: no row either. test_bleu.py has its tests.
 BLEU = Case("sentence_bleu", "Sentence BLEU", SENTENCES, None)
+# Nor has it a gradient. test_matching.py has its tests.
+MATCHING = Case("detr_matching_cost", "DETR matching cost", MATCHES, None)
 
 
 def find_case(id: str) -> Case:

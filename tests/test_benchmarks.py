@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cases import BLEU, CASES, DECODING
+from cases import BLEU, CASES, DECODING, MATCHING
 
 from benchmarks import cases as benchmark_cases
 from benchmarks import measure as measuring
@@ -73,7 +73,7 @@ def pretended_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_formula_is_measured() -> None:
-    formulas = {(row.function, row.kernel_name) for row in (*CASES, DECODING, BLEU)}
+    formulas = {(row.function, row.kernel_name) for row in (*CASES, DECODING, BLEU, MATCHING)}
     assert {(case.row.function, case.row.kernel_name) for case in BENCHMARKS} == formulas
     assert len({case.name for case in BENCHMARKS}) == len(BENCHMARKS)
     assert len({case.title for case in BENCHMARKS}) == len(BENCHMARKS)
@@ -88,7 +88,7 @@ def test_select_by_pattern_and_by_loss() -> None:
         "mse",
     ]
     by_loss = select_cases(["sigmoid_focal_loss"])
-    assert [case.name for case in by_loss] == ["focal", "focal-indices"]
+    assert [case.name for case in by_loss] == ["focal", "focal-indices", "retinanet"]
     with pytest.raises(ValueError, match="no benchmark is called 'ciuo'"):
         select_cases(["ciuo"])
 

@@ -126,7 +126,7 @@ def test_kernels_are_found_in_the_sources() -> None:
         *("box_crowd_cuda", "box_matrix_cuda", "box_pair_cuda", "pointwise_cuda", "scale_cuda"),
         *("label_total_cuda", "ranked_region_cuda", "region_cuda", "softmax_cuda"),
         *("pairs_cuda", "triplet_cuda", "batch_hard_cuda", "sequence_cuda", "contrastive_cuda"),
-        *("row_pair_cuda", "edges_cuda", "ngrams_cuda", "detection_cuda"),
+        *("row_pair_cuda", "edges_cuda", "matching_cuda", "ngrams_cuda", "detection_cuda"),
     }
 
 

@@ -16,8 +16,6 @@ import fastloss
 import fastloss.functional as F
 from fastloss import reference
 
-pytestmark = pytest.mark.table
-
 SIDE = 96  # of an image, in pixels
 NAMES = ("logits", "distances", "anchors", "strides", "target_labels", "target_boxes")
 
@@ -91,6 +89,7 @@ def check(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.table
 def test_assignment(dtype: torch.dtype, device: str) -> None:
     indices, scores = check(scene(dtype, device))
     assert indices.dtype == torch.int64
@@ -111,6 +110,7 @@ def test_assignment(dtype: torch.dtype, device: str) -> None:
     ],
     ids=str,
 )
+@pytest.mark.table
 def test_options_of_the_assignment(options: dict[str, Any], device: str) -> None:
     indices, _ = check({**scene(device=device), **options})
     if "topk2" in options:
@@ -118,6 +118,7 @@ def test_options_of_the_assignment(options: dict[str, Any], device: str) -> None
             assert image[image >= 0].bincount().max() == options["topk2"]
 
 
+@pytest.mark.table
 def test_contested_anchors_go_to_the_box_they_overlap_most(device: str) -> None:
     """Boxes one in the other, all of whose anchors suit all of them."""
     arguments = scene(device=device, boxes=9)
@@ -130,6 +131,7 @@ def test_contested_anchors_go_to_the_box_they_overlap_most(device: str) -> None:
     check(arguments)
 
 
+@pytest.mark.table
 def test_boxes_look_for_anchors_elsewhere(device: str) -> None:
     """A box of 6 pixels between anchors, beside which boxes of 14 pixels are predicted."""
     arguments = scene(device=device)
@@ -143,6 +145,7 @@ def test_boxes_look_for_anchors_elsewhere(device: str) -> None:
     assert (with_candidates == 0).any()
 
 
+@pytest.mark.table
 def test_equally_good_anchors_are_taken_in_their_order(device: str) -> None:
     arguments = scene(device=device, batch=1, boxes=2)
     arguments["logits"].fill_(1.0)
@@ -154,6 +157,7 @@ def test_equally_good_anchors_are_taken_in_their_order(device: str) -> None:
     assert (indices[0] >= 0).nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.table
 def test_no_boxes_no_anchors_no_images(device: str) -> None:
     for changes in ({"boxes": 1}, {"boxes": 3, "batch": 0}):
         indices, scores = check(scene(device=device, **changes))
@@ -179,6 +183,7 @@ def test_no_boxes_no_anchors_no_images(device: str) -> None:
     assert F.task_aligned_assignment(**no_anchors)[0].shape == (2, 0)
 
 
+@pytest.mark.table
 def test_strides_of_predictions(device: str) -> None:
     """As (B, A, C), in a larger tensor, and expanded."""
     arguments = scene(device=device)
@@ -191,6 +196,7 @@ def test_strides_of_predictions(device: str) -> None:
             assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.table
 def test_nan_is_chosen_and_seen(device: str) -> None:
     """A prediction of NaN inside a box must not go unnoticed."""
     arguments = scene(device=device, batch=1, boxes=2)
@@ -242,6 +248,7 @@ def test_module_assigns_and_computes(device: str) -> None:
     assert "weight" in module.state_dict()
 
 
+@pytest.mark.table
 def test_background_scores_and_padding_do_not_count(device: str) -> None:
     case = find_case("task_aligned_detection_loss")
     arguments = case.arguments(67, device=device, requires_grad=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import inspect
 import itertools
+import re
 import sys
 import textwrap
 from collections import OrderedDict
@@ -27,6 +29,7 @@ Function = Callable[..., Tensor]
 
 BOX_LOSSES = ["generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss"]
 LOSSES = [*BOX_LOSSES, "sigmoid_focal_loss"]
+FUNCTIONS = [*LOSSES, "box_iou"]
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +73,7 @@ _FILES = {
     "__init__.py": "",
     "ops/__init__.py": """
         calls = []
+        from .boxes import box_iou
         from .ciou_loss import complete_box_iou_loss
         from .diou_loss import distance_box_iou_loss
         from .focal_loss import sigmoid_focal_loss
@@ -79,7 +83,20 @@ _FILES = {
     "ops/diou_loss.py": _BOX_LOSS.format(name="distance_box_iou_loss"),
     "ops/ciou_loss.py": _BOX_LOSS.format(name="complete_box_iou_loss"),
     "ops/focal_loss.py": _FOCAL_LOSS,
+    "ops/boxes.py": """
+        from . import calls
+
+        def box_iou(boxes1, boxes2):
+            calls.append("box_iou")
+            return (boxes1[:, None] - boxes2).sum(-1)
+    """,
     "models/__init__.py": "",
+    "models/detection/__init__.py": "",
+    "models/detection/fcos.py": "class FCOSHead:\n    def compute_loss(self): ...",
+    "models/detection/retinanet.py": """
+        class RetinaNetClassificationHead:
+            def compute_loss(self): ...
+    """,
     "models/fcos.py": """
         from ..ops import generalized_box_iou_loss, sigmoid_focal_loss as focal
         from ..ops.giou_loss import generalized_box_iou_loss as same_again
@@ -134,7 +151,8 @@ def _references(package: Callable[[str], ModuleType]) -> dict[str, Function]:
     """Every name under which the package has one of the functions."""
     ops, fcos, retinanet = package("ops"), package("models.fcos"), package("models.retinanet")
     return {
-        **{f"ops.{name}": getattr(ops, name) for name in LOSSES},
+        **{f"ops.{name}": getattr(ops, name) for name in FUNCTIONS},
+        "ops.boxes": package("ops.boxes").box_iou,
         "ops.giou_loss": package("ops.giou_loss").generalized_box_iou_loss,
         "ops.diou_loss": package("ops.diou_loss").distance_box_iou_loss,
         "ops.ciou_loss": package("ops.ciou_loss").complete_box_iou_loss,
@@ -151,7 +169,7 @@ def test_every_reference_is_replaced_and_restored(package: Callable[[str], Modul
     patch = fastloss.patch("torchvision")
     during = _references(package)
     assert all(during[name] is not before[name] for name in before)
-    assert len(set(during.values())) == len(LOSSES)  # one stand-in each, whatever the name
+    assert len(set(during.values())) == len(FUNCTIONS)  # one stand-in each, whatever the name
     patch.undo()
     assert _references(package) == before
 
@@ -240,9 +258,32 @@ def test_not_installed(set_aside: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_unknown_framework() -> None:
-    known = r"\['monai', 'torch', 'torchcrf', 'torchvision'\]"
-    with pytest.raises(ValueError, match=rf"one of {known}, got 'tensorflow'"):
+    known = [
+        *("fvcore", "mmdet", "mmyolo", "monai", "torch", "torchcrf", "torchvision"),
+        *("transformers", "ultralytics"),
+    ]
+    assert sorted(fastloss.patch.available()) == known
+    with pytest.raises(ValueError, match=f"one of {re.escape(str(known))}, got 'tensorflow'"):
         fastloss.patch("tensorflow")
+
+
+@pytest.mark.parametrize("name", sorted(fastloss.patch.available()))
+def test_no_framework_is_patched_in_a_version_that_was_not_tested(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    supported = fastloss.patch.available()[name].supported
+    monkeypatch.setattr(importlib.metadata, "version", lambda distribution: "99.1")
+    assert fastloss.patch.available()[name] == ("99.1", supported, False)
+    with pytest.raises(ImportError, match=rf"{name} 99\.1 is installed.* {re.escape(supported)}"):
+        fastloss.patch(name)
+
+    def missing(distribution: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert fastloss.patch.available()[name] == (None, supported, False)
+    with pytest.raises(ImportError, match=rf"{name} is not installed.* {re.escape(supported)}"):
+        fastloss.patch(name)
 
 
 def test_methods_are_replaced_in_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,7 +475,9 @@ def _result(function: Function, first: Tensor, second: Tensor, **options: Any) -
 
 def _assert_same(found: list[Tensor], expected: list[Tensor], **tolerance: float) -> None:
     for number, (one, other) in enumerate(zip(found, expected, strict=True)):
-        torch.testing.assert_close(one, other, equal_nan=True, **tolerance, msg=f"{number}: {{}}")
+        torch.testing.assert_close(
+            one, other, equal_nan=True, **tolerance, msg=lambda text, n=number: f"{n}: {text}"
+        )
 
 
 _TOLERANCES = {
@@ -609,8 +652,25 @@ def test_compile(loss: str, originals: dict[str, Function], patched: dict[str, F
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_overlaps_are_the_same_to_the_last_bit(torchvision: ModuleType, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    boxes = _boxes(40, dtype=dtype)
+    boxes[3, 2:] = boxes[3, :2]  # a point
+    others = torch.cat([boxes[:3], _boxes(60, dtype=dtype) / 100])
+    overlaps = torchvision.ops.box_iou
+    with fastloss.patch("torchvision"):
+        patched = torchvision.ops.box_iou
+    assert torch.equal(patched(boxes, others), overlaps(boxes, others))
+    assert torch.equal(patched(boxes[:0], others), overlaps(boxes[:0], others))
+    whole = boxes.mul(10).int()
+    assert torch.equal(patched(whole[:3], whole[:3]), overlaps(whole[:3], whole[:3]))
+    boxes.requires_grad_()
+    assert patched(boxes, others).grad_fn.name() == overlaps(boxes, others).grad_fn.name()
+
+
 class _Backbone(nn.Module):
-    out_channels = 32  # what the group norms of FCOS want
+    out_channels: Any = 32  # what the group norms of FCOS want
 
     def __init__(self) -> None:
         super().__init__()
@@ -620,31 +680,132 @@ class _Backbone(nn.Module):
         return OrderedDict(p0=self.convolution(images))
 
 
-@pytest.mark.parametrize("name", ["FCOS", "RetinaNet"])
-def test_detectors_train_alike(torchvision: ModuleType, name: str) -> None:
+def _detector(torchvision: ModuleType, name: str) -> nn.Module:
     detection = torchvision.models.detection
     anchors = detection.anchor_utils.AnchorGenerator(sizes=((16,),), aspect_ratios=((1.0,),))
-    torch.manual_seed(0)
-    model = getattr(detection, name)(
+    if name == "SSD":
+        boxes = detection.anchor_utils.DefaultBoxGenerator([[2]], scales=[0.2, 0.4])
+        backbone = _Backbone()
+        backbone.out_channels = [backbone.out_channels]
+        return detection.ssd.SSD(backbone, boxes, (64, 64), num_classes=4)
+    if name == "FasterRCNN":
+        pooler = torchvision.ops.MultiScaleRoIAlign(["p0"], output_size=2, sampling_ratio=1)
+        pooler.forward = (
+            lambda features, boxes, shapes: torch.stack(  # its kernel is in no wheel
+                [features["p0"][0, :, :2, :2] * box.mean() / 64 for each in boxes for box in each]
+            )
+        )
+        return detection.FasterRCNN(
+            _Backbone(),
+            num_classes=4,
+            rpn_anchor_generator=anchors,
+            box_roi_pool=pooler,
+            min_size=64,
+            max_size=64,
+        )
+    return getattr(detection, name)(
         _Backbone(), num_classes=4, anchor_generator=anchors, min_size=64, max_size=64
     )
+
+
+@pytest.mark.parametrize("name", ["FCOS", "RetinaNet", "SSD", "FasterRCNN"])
+@pytest.mark.parametrize("objects", [True, False])
+def test_detectors_train_alike(
+    torchvision: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, objects: bool
+) -> None:
+    torch.manual_seed(0)
+    model = _detector(torchvision, name)
     if name == "RetinaNet":
         model.head.regression_head._loss_type = "ciou"
+    # The kernel may be missing; which proposals are kept is not what is tested.
+    monkeypatch.setattr(
+        torchvision.ops.boxes, "batched_nms", lambda boxes, *_: torch.arange(min(len(boxes), 20))
+    )
     images = [torch.rand(3, 64, 64) for _ in range(2)]
+    boxes = torch.tensor([[4.0, 5.0, 25.0, 28.0], [30.0, 20.0, 61.0, 50.0]])
     targets = [
-        {
-            "boxes": torch.tensor([[4.0, 5.0, 25.0, 28.0], [30.0, 20.0, 61.0, 50.0]]),
-            "labels": labels,
-        }
-        for labels in torch.tensor([[1, 2], [3, 1]])
+        {"boxes": boxes, "labels": torch.tensor([1, 2])},
+        {"boxes": boxes, "labels": torch.tensor([3, 1])}
+        if objects
+        else {"boxes": boxes[:0], "labels": torch.tensor([], dtype=torch.int64)},
     ]
 
     def train() -> list[Tensor]:
+        torch.manual_seed(1)  # Faster R-CNN draws samples
         losses = model(images, targets)
-        gradients = torch.autograd.grad(sum(losses.values()), list(model.parameters()))
-        return [*losses.values(), *gradients]
+        gradients = torch.autograd.grad(
+            sum(losses.values()), list(model.parameters()), allow_unused=True
+        )
+        return [*losses.values(), *(each for each in gradients if each is not None)]
 
     plain = train()
     with fastloss.patch("torchvision"):
         fused = train()
     _assert_same(fused, plain, rtol=1e-4, atol=1e-6)
+
+
+def _head_arguments(
+    labels: list[int], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, list[dict[str, Tensor]], list[Tensor]]:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 50, 5, dtype=torch.float64).to(dtype).requires_grad_()
+    wide = torch.promote_types(dtype, torch.float32)
+    targets = [
+        {"labels": torch.tensor(labels), "boxes": _boxes(len(labels), dtype=wide)} for _ in range(2)
+    ]
+    matched = torch.randint(-2, len(labels), (2, 50))
+    return logits, targets, list(matched)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("head", "labels"),
+    [
+        ("RetinaNet", [1, 4, 0]),
+        ("RetinaNet", [1, -1]),  # from the end
+        ("FCOS", [1, 4, 0]),
+        ("FCOS", [1, -1]),  # background
+    ],
+)
+def test_heads_compute_the_same(
+    torchvision: ModuleType, head: str, labels: list[int], dtype: torch.dtype
+) -> None:
+    detection = torchvision.models.detection
+    logits, targets, matched = _head_arguments(labels, dtype)
+    more = torch.randn(2, 50, 5).to(dtype).requires_grad_()
+
+    def losses() -> list[Tensor]:
+        if head == "RetinaNet":
+            module = detection.retinanet.RetinaNetClassificationHead(8, 1, 5)
+            loss = module.compute_loss(targets, {"cls_logits": logits}, matched)
+            return [loss, *torch.autograd.grad(loss, logits)]
+        outputs = {
+            "cls_logits": logits,
+            "bbox_regression": more[..., :4].exp(),
+            "bbox_ctrness": more[..., 4:],
+        }
+        # The points lie in their boxes.
+        anchors = [
+            target["boxes"][match.clamp(min=0)].unflatten(1, (2, 2)).mean(1).repeat(1, 2)
+            + torch.tensor([-8.0, -7.0, 8.0, 7.0], dtype=target["boxes"].dtype)
+            for target, match in zip(targets, matched, strict=True)
+        ]
+        of_head = detection.fcos.FCOSHead(32, 1, 5).compute_loss(targets, outputs, anchors, matched)
+        return [*of_head.values(), *torch.autograd.grad(sum(of_head.values()), (logits, more))]
+
+    plain = losses()
+    with fastloss.patch("torchvision"):
+        fused = losses()
+    assert all(tensor.isfinite().all() for tensor in plain)
+    _assert_same(fused, plain, **_TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("labels", [[5], [-6]])
+def test_heads_leave_bad_labels_to_torchvision(torchvision: ModuleType, labels: list[int]) -> None:
+    logits, targets, matched = _head_arguments(labels)
+    head = torchvision.models.detection.retinanet.RetinaNetClassificationHead(8, 1, 5)
+    plain = _outcome(head.compute_loss, targets, {"cls_logits": logits}, matched)
+    assert isinstance(plain, IndexError)
+    with fastloss.patch("torchvision"):
+        fused = _outcome(head.compute_loss, targets, {"cls_logits": logits}, matched)
+    assert str(fused) == str(plain)

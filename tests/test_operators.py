@@ -22,7 +22,7 @@ ENGINES = (
     *("box_pair", "box_matrix", "box_crowd", "pairs", "triplet", "batch_hard"),
     *("row_pair", "edges", "contrastive"),
     *("task_aligned_assignment", "task_aligned_detection_loss"),
-    *("crf", "crf_marginals", "crf_decode", "sentence_bleu"),
+    *("crf", "crf_marginals", "crf_decode", "detr_matching_cost", "sentence_bleu"),
 )
 # One row per engine and shape of arguments, for what is too slow to do with every row.
 FEW = (

@@ -10,6 +10,7 @@
 #include "engines/detection.h"
 #include "engines/edges.h"
 #include "engines/label_total.h"
+#include "engines/matching.h"
 #include "engines/ngrams.h"
 #include "engines/pairs.h"
 #include "engines/pointwise.h"
@@ -53,6 +54,7 @@ struct Backend {
   int64_t (*crf_scratch)(const CrfArguments&);
   void (*decode)(const DecodeArguments&, const Execution&);
   int64_t (*decode_scratch)(const DecodeArguments&);
+  void (*matching)(const MatchingArguments&, const Execution&);
   void (*ngrams)(const NgramsArguments&, const Execution&);
   void (*scale)(const ScaleArguments&, const Execution&);
 };

@@ -33,6 +33,7 @@ void crf(const CrfArguments& arguments, const Execution& execution);
 int64_t crf_scratch(const CrfArguments& arguments);
 void decode(const DecodeArguments& arguments, const Execution& execution);
 int64_t decode_scratch(const DecodeArguments& arguments);
+void matching(const MatchingArguments& arguments, const Execution& execution);
 void ngrams(const NgramsArguments& arguments, const Execution& execution);
 void scale(const ScaleArguments& arguments, const Execution& execution);
 

@@ -44,6 +44,7 @@ const Backend kBackend{FASTLOSS_QUOTE(FASTLOSS_TARGET),
                        crf_scratch,
                        decode,
                        decode_scratch,
+                       matching,
                        ngrams,
                        scale};
 

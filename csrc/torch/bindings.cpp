@@ -350,6 +350,24 @@ std::tuple<Tensor, Tensor> crf_decode(py::handle emissions, py::handle transitio
   return op.call(chain.emissions, chain.transitions, chain.start, chain.end, chain.mask);
 }
 
+Tensor detr_matching_cost(py::handle logits, py::handle boxes, py::handle target_labels,
+                          py::handle target_boxes, py::handle class_cost, py::handle bbox_cost,
+                          py::handle giou_cost, py::handle alpha, py::handle gamma,
+                          py::handle kind) {
+  static const auto op = find_operator<MatchingSignature>("fastloss::detr_matching_cost");
+  constexpr const char* kName = "detr_matching_cost";
+  const Tensor x = tensor(kName, "logits", logits), b = tensor(kName, "boxes", boxes),
+               l = tensor(kName, "target_labels", target_labels),
+               t = tensor(kName, "target_boxes", target_boxes);
+  const double of_class = number(kName, "class_cost", class_cost),
+               of_boxes = number(kName, "bbox_cost", bbox_cost),
+               of_giou = number(kName, "giou_cost", giou_cost), a = number(kName, "alpha", alpha),
+               g = number(kName, "gamma", gamma);
+  const std::string_view k = string(kName, "kind", kind);
+  const py::gil_scoped_release no_gil;
+  return op.call(x, b, l, t, of_class, of_boxes, of_giou, a, g, k);
+}
+
 Tensor sentence_bleu(py::handle candidates, py::handle references, py::handle max_order,
                      py::handle smoothing, py::handle smoothing_value, py::handle pad_index) {
   static const auto op = find_operator<SentenceBleuSignature>("fastloss::sentence_bleu");
@@ -463,6 +481,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("crf", torch::wrap_pybind_function(crf));
   module.def("crf_marginals", torch::wrap_pybind_function(crf_marginals));
   module.def("crf_decode", torch::wrap_pybind_function(crf_decode));
+  module.def("detr_matching_cost", torch::wrap_pybind_function(detr_matching_cost));
   module.def("sentence_bleu", torch::wrap_pybind_function(sentence_bleu));
   module.def("build_info", build_info);
   module.def("kernels", kernels);

@@ -158,6 +158,10 @@ using DecodeSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
                                                    const OptionalTensor&, const OptionalTensor&,
                                                    const OptionalTensor&);
 
+// logits, boxes, target_labels, target_boxes, class_cost, bbox_cost, giou_cost, alpha, gamma, kind
+using MatchingSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double,
+                                 double, double, double, double, std::string_view);
+
 // candidates, references, max_order, smoothing, smoothing_value, pad_index
 using SentenceBleuSignature = Tensor(const Tensor&, const Tensor&, int64_t, std::string_view,
                                      OptionalNumber, int64_t);

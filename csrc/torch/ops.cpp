@@ -19,6 +19,7 @@
 #include "torch/detection.h"
 #include "torch/edges.h"
 #include "torch/linear_cross_entropy.h"
+#include "torch/matching.h"
 #include "torch/ngrams.h"
 #include "torch/pairs.h"
 #include "torch/pointwise.h"
@@ -205,6 +206,11 @@ TORCH_LIBRARY(fastloss, library) {
       "int pad_index) -> Tensor";
   for (const char* suffix : {"", "_reference", "_forward"})
     define(std::string("sentence_bleu") + suffix + bleu);
+  const std::string matching =
+      "(Tensor logits, Tensor boxes, Tensor target_labels, Tensor target_boxes, float class_cost, "
+      "float bbox_cost, float giou_cost, float alpha, float gamma, str kind) -> Tensor";
+  for (const char* suffix : {"", "_reference", "_forward"})
+    define(std::string("detr_matching_cost") + suffix + matching);
   define("scale_(Tensor(a!) gradient, Tensor upstream) -> ()");
 
   // The entries only check and choose, so tracing may look through them.
@@ -242,6 +248,8 @@ TORCH_LIBRARY(fastloss, library) {
                TORCH_FN(crf_marginals_entry));
   library.impl("crf_decode", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(crf_decode_entry));
+  library.impl("detr_matching_cost", c10::DispatchKey::CompositeImplicitAutograd,
+               TORCH_FN(matching_entry));
   library.impl("sentence_bleu", c10::DispatchKey::CompositeImplicitAutograd,
                TORCH_FN(sentence_bleu_entry));
 
@@ -269,6 +277,7 @@ TORCH_LIBRARY(fastloss, library) {
   under_vmap("crf", TORCH_FN(crf_entry));
   under_vmap("crf_marginals", TORCH_FN(crf_marginals_entry));
   under_vmap("crf_decode", TORCH_FN(crf_decode_entry));
+  under_vmap("detr_matching_cost", TORCH_FN(matching_entry));
   under_vmap("sentence_bleu", TORCH_FN(sentence_bleu_entry));
 
   register_kernels("pointwise_forward", TORCH_FN(forward_kernel<PointwiseEngine>),
@@ -316,6 +325,8 @@ TORCH_LIBRARY(fastloss, library) {
   register_kernels("crf_marginals_forward", TORCH_FN(crf_marginals_kernel),
                    TORCH_FN(crf_marginals_meta));
   register_kernels("crf_decode_forward", TORCH_FN(crf_decode_kernel), TORCH_FN(crf_decode_meta));
+  register_kernels("detr_matching_cost_forward", TORCH_FN(matching_kernel),
+                   TORCH_FN(matching_meta));
   register_kernels("sentence_bleu_forward", TORCH_FN(sentence_bleu_kernel),
                    TORCH_FN(sentence_bleu_meta));
   register_kernels("scale_", TORCH_FN(scale_kernel), TORCH_FN(scale_meta));

@@ -233,6 +233,7 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
     "at least 1": lambda value: value >= 1,
     "at least 1 or None": lambda value: value is None or value >= 1,
     "above 0": lambda value: value > 0,
+    "finite": lambda value: -math.inf < value < math.inf,
     "at least 0 and finite": lambda value: 0 <= value < math.inf,
     "above 0 and finite": lambda value: 0 < value < math.inf,
     "in [0, 1]": lambda value: 0 <= value <= 1,

@@ -19,6 +19,7 @@ from ._shared import check_number, documented, option_error
 __all__ = [
     "box_iou_loss",
     "complete_box_iou_loss",
+    "detr_matching_cost",
     "distance_box_iou_loss",
     "distribution_focal_loss",
     "efficient_box_iou_loss",
@@ -607,6 +608,70 @@ def repulsion_loss(
         target_batch_index=target_batch_index,
         reduction=reduction,
     )
+
+
+@documented
+def detr_matching_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    *,
+    class_cost: float = 1.0,
+    bbox_cost: float = 5.0,
+    giou_cost: float = 2.0,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    kind: str = "softmax",
+) -> Tensor:
+    """What it costs to match every prediction with every target, for the Hungarian algorithm.
+
+    λ_class C + λ_bbox ‖b - b*‖₁ - λ_giou GIoU(b, b*), in one pass, without another matrix of that
+    size. C is -p of the target's class, p the softmax of the logits (DETR); or, for ``"focal"``,
+    α (1 - p)^γ (-ln(p + 1e-8)) - (1 - α) p^γ (-ln(1 - p + 1e-8)) with p = σ(x) (Deformable DETR,
+    RT-DETR, D-FINE). Boxes without an area have a finite cost. Matchers choose by these costs and
+    do not train them: there is no gradient.
+
+    End-to-End Object Detection with Transformers, 2020, arXiv 2005.12872; Deformable DETR, 2021,
+    arXiv 2010.04159.
+
+    Args:
+        logits: Logits (..., N, C) of N predictions, any floating dtype, any strides.
+        boxes: Predicted boxes (..., N, 4): centre x, centre y, width, height, in units of the image
+            as a rule. Any floating dtype.
+        target_labels: Classes (..., M) of the targets, in [0, C); uint8, int16, int32 or int64.
+        target_boxes: The targets' boxes (..., M, 4), in the form of ``boxes``.
+        class_cost: λ_class.
+        bbox_cost: λ_bbox.
+        giou_cost: λ_giou.
+        alpha: α in [0, 1], for ``"focal"``.
+        gamma: γ, at least 0, for ``"focal"``.
+        kind: Which C: ``"softmax"`` or ``"focal"``.
+
+    Returns:
+        The costs (..., N, M), float32, or float64 if one of the inputs is.
+
+    {raises}
+        IndexError: On CPU, for a label outside [0, C). On CUDA that is a device-side assertion.
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+        >>> boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.25, 0.3, 0.1, 0.4]])
+        >>> target_boxes = torch.tensor([[0.5, 0.5, 0.25, 0.2], [0.25, 0.25, 0.1, 0.5]])
+        >>> F.detr_matching_cost(logits, boxes, torch.tensor([0, 2]), target_boxes)
+        tensor([[-2.1370,  5.6435],
+                [ 5.1077, -1.7594]])
+    """
+    name = "detr_matching_cost"
+    costs = {"class_cost": class_cost, "bbox_cost": bbox_cost, "giou_cost": giou_cost}
+    for argument, value in costs.items():
+        check_number(name, argument, value, "finite")
+    check_number(name, "alpha", alpha, "in [0, 1]")
+    check_number(name, "gamma", gamma, "at least 0")
+    numbers = (class_cost, bbox_cost, giou_cost, alpha, gamma)
+    return _ops.detr_matching_cost(logits, boxes, target_labels, target_boxes, numbers, kind)
 
 
 @documented

@@ -3,17 +3,25 @@
 
 from __future__ import annotations
 
+from .fvcore import FVCORE
+from .mmdet import MMDET
+from .mmyolo import MMYOLO
 from .monai import MONAI
 from .patching import FrameworkStatus, Patch
 from .torch import TORCH
 from .torchcrf import TORCHCRF
 from .torchvision import TORCHVISION
+from .transformers import TRANSFORMERS
 from .ultralytics import ULTRALYTICS
 
 __all__ = ["FrameworkStatus", "Patch", "patch"]
 
 _FRAMEWORKS = {
-    framework.name: framework for framework in (MONAI, TORCH, TORCHCRF, TORCHVISION, ULTRALYTICS)
+    framework.name: framework
+    for framework in (
+        *(FVCORE, MMDET, MMYOLO, MONAI, TORCH, TORCHCRF, TORCHVISION, TRANSFORMERS),
+        ULTRALYTICS,
+    )
 }
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "are_plain",
     "autocasts",
     "has_kernels",
+    "in_dtype_of",
     "scripted_as",
     "unless_refused",
 ]
@@ -56,6 +57,11 @@ def _under_transform(*tensors: Tensor) -> bool:
 def autocasts(tensor: Tensor) -> bool:
     """Whether torch computes losses in float32 here, whatever the dtype."""
     return torch.is_autocast_enabled(tensor.device.type)
+
+
+def in_dtype_of(logits: Tensor, loss: Tensor) -> Tensor:
+    """The loss as a framework has it that computes in half precision, to the end."""
+    return loss if autocasts(logits) else loss.to(logits.dtype)
 
 
 def scripted_as(original: Function, stand_in: Function) -> Function:

@@ -54,8 +54,9 @@ class Framework:
         replacements: What is replaced, all of it or nothing.
         options: What is replaced beside that where an option of :func:`fastloss.patch` asks for it,
             by the option and its value: ``("criterion", "fused")``.
-        within: Names are exchanged in this module and in those below it: the package, unless it is
-            known that it holds a function elsewhere to compare it with.
+        within: Names are exchanged in these modules and in those below them: the package, unless it
+            is known that it holds a function elsewhere to compare it with, or that another one
+            imports its functions.
         before: Called before anything is exchanged.
         distribution: What is installed, where that has another name.
     """
@@ -65,7 +66,7 @@ class Framework:
     newest: tuple[int, ...]
     replacements: tuple[Replacement, ...]
     options: Mapping[tuple[str, str], tuple[Replacement, ...]] = field(default_factory=dict)
-    within: str = ""
+    within: tuple[str, ...] = ()
     before: Callable[[], None] = lambda: None
     distribution: str = ""
 
@@ -246,9 +247,9 @@ def _swap(framework: Framework, pairs: Iterable[_Pair]) -> None:
             new_by_id[id(pair.old)] = pair.new
         else:
             setattr(pair.owner, pair.old.__name__, pair.new)
-    within = framework.within or framework.name
+    within = tuple(f"{name}." for name in framework.within or (framework.name,))
     for name, module in list(sys.modules.items()):
-        if module is None or not f"{name}.".startswith(f"{within}."):
+        if module is None or not f"{name}.".startswith(within):
             continue
         names = vars(module)
         # The dictionary is written, not the attributes: that cannot fail half way.

@@ -415,7 +415,7 @@ TORCH = Framework(
     name="torch",
     oldest=(2, 10),
     newest=(2, 13),
-    within="torch.nn",
+    within=("torch.nn",),
     before=_import_dynamo,
     replacements=tuple(
         Replacement("torch.nn.functional", name, wrap)

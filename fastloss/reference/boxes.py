@@ -14,6 +14,7 @@ from ._reduce import power, promote, reduce_loss
 __all__ = [
     "box_iou_loss",
     "complete_box_iou_loss",
+    "detr_matching_cost",
     "distance_box_iou_loss",
     "distribution_focal_loss",
     "efficient_box_iou_loss",
@@ -432,6 +433,54 @@ def pairwise_box_iou(
     if kind == "nwd":
         return torch.exp(-_squared_wasserstein(pair, eps).sqrt() / PAIRWISE_CONSTANT)
     raise ValueError(f"pairwise_box_iou: unknown kind {kind!r}")
+
+
+def detr_matching_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    *,
+    class_cost: float = 1.0,
+    bbox_cost: float = 5.0,
+    giou_cost: float = 2.0,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    kind: str = "softmax",
+) -> Tensor:
+    """Of every prediction with every target; it has no gradient."""
+    logits, boxes = promote(logits.detach(), boxes.detach())
+    boxes, target_boxes = promote(boxes, target_boxes.detach())
+    logits = logits.to(boxes.dtype)
+    of_targets = target_labels.long().unsqueeze(-2).expand(*logits.shape[:-1], -1)
+    if kind == "softmax":
+        of_class = -logits.softmax(-1).gather(-1, of_targets)
+    elif kind == "focal":
+        probability, complement = (x.sigmoid().gather(-1, of_targets) for x in (logits, -logits))
+        positive = -alpha * power(complement, gamma) * (probability + 1e-8).log()
+        negative = -(1 - alpha) * power(probability, gamma) * (complement + 1e-8).log()
+        of_class = positive - negative
+    else:
+        raise ValueError(f"detr_matching_cost: unknown kind {kind!r}")
+
+    boxes, target_boxes = boxes.unsqueeze(-2), target_boxes.unsqueeze(-3)
+    distance = (boxes - target_boxes).abs().sum(-1)
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = (
+        torch.cat((b[..., :2] - b[..., 2:] / 2, b[..., :2] + b[..., 2:] / 2), -1).unbind(-1)
+        for b in (boxes, target_boxes)
+    )
+    width, height = (
+        torch.minimum(x2, u2) - torch.maximum(x1, u1),
+        (torch.minimum(y2, v2) - torch.maximum(y1, v1)),
+    )
+    common = torch.where((width > 0) & (height > 0), width * height, 0.0)
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - common
+    around = (torch.maximum(x2, u2) - torch.minimum(x1, u1)) * (
+        torch.maximum(y2, v2) - torch.minimum(y1, v1)
+    )
+    iou = common / torch.where((common > 0) | union.isnan(), union, 1.0)
+    giou = iou - (around - union) / torch.where(around == 0, 1.0, around)
+    return class_cost * of_class + bbox_cost * distance - giou_cost * giou
 
 
 def distribution_focal_loss(
