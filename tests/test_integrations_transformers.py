@@ -224,8 +224,12 @@ def test_what_is_infinite_is_matched_last(losses: Callable[[str], Any]) -> None:
     outputs, targets = outputs_and_targets((4,), classes=classes)
     with torch.no_grad():
         outputs["logits"][0, :5] = torch.nan
-    expected = loss.matcher(outputs, targets)
     with fastloss.patch("transformers"):
         found = loss.matcher(outputs, targets)
-    assert torch.equal(torch.stack(found[0]), torch.stack(expected[0]))
+    try:
+        expected = loss.matcher(outputs, targets)
+    except ValueError:  # of the older versions
+        pass
+    else:
+        assert torch.equal(torch.stack(found[0]), torch.stack(expected[0]))
     assert (found[0][0] >= 5).all()

@@ -103,7 +103,12 @@ def _is_of_kernels(
         and (
             avg_factor is None
             or isinstance(avg_factor, (int, float))
-            or (type(avg_factor) is Tensor and avg_factor.dim() == 0)
+            or (
+                type(avg_factor) is Tensor
+                and avg_factor.dim() == 0
+                and not avg_factor.requires_grad
+                and avg_factor.device == pred.device
+            )
         )
         and isinstance(module.loss_weight, (int, float))
         and module.loss_weight > 0

@@ -3,7 +3,8 @@
 
 - The matchers of DETR, Deformable DETR, RT-DETR, D-FINE and LW-DETR get their costs from one kernel
   and match every image with its own targets: the originals compute the costs of all targets of the
-  batch. Where boxes have no area, a cost is finite where theirs is NaN.
+  batch. Where boxes have no area, a cost is finite where theirs is NaN. What is NaN all the same is
+  matched last, as in the newer versions; the older ones have an error for it.
 - ``loss_boxes`` computes the GIoU of matched boxes; theirs is the diagonal of a matrix of all.
 - ``loss_labels`` of Deformable DETR takes classes as indices, ``loss_labels_vfl`` of RT-DETR and
   D-FINE touches only the targets' logits beside one pass over all, and both sigmoid focal losses
@@ -305,7 +306,7 @@ _LW_DETR = "transformers.loss.loss_lw_detr"
 
 TRANSFORMERS = Framework(
     name="transformers",
-    oldest=(5, 24),
+    oldest=(5, 12),
     newest=(5, 24),
     within=("transformers.loss",),
     replacements=(
