@@ -53,7 +53,7 @@ def reduce_avg_factor(
         >>> avg_factor = fastloss.distributed.reduce_avg_factor(foreground.sum())
         >>> logits, targets = torch.tensor([1.0, -2.0, 0.5]), foreground.float()
         >>> F.sigmoid_focal_loss(logits, targets, reduction="mean", avg_factor=avg_factor)
-        tensor(0.0132)
+        tensor(0.0120)
     """
     total = torch.as_tensor(count).detach()
     if total.dim() != 0:
