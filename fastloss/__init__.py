@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from fastloss import functional, modules, reference
+from fastloss import distributed, functional, modules, reference
 from fastloss._info import build_info, empty_cache
 from fastloss.integrations import patch
 from fastloss.modules import *  # noqa: F403
@@ -19,6 +19,7 @@ __version__ = _version("fastloss")
 __all__ = [
     "__version__",
     "build_info",
+    "distributed",
     "empty_cache",
     "functional",
     "patch",

@@ -482,7 +482,7 @@ _NAMED = frozenset(
     {
         *("weight", "pos_weight", "linear_bias", "reduction", "avg_factor"),
         *("batch_index", "target_batch_index", "mask"),
-        *("activation", "squared_pred", "include_background", "batch"),
+        *("activation", "squared_pred", "include_background", "batch", "process_group"),
         *("classes", "per_image", "generator"),
         *("advantages", "ref_log_probs", "normalizer"),
     }

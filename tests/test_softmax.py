@@ -17,7 +17,7 @@ from torch.nn import functional as torch_functional
 
 import fastloss
 import fastloss.functional as F
-from fastloss import reference
+from fastloss import _ops, reference
 
 
 def rows(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -26,6 +26,27 @@ def rows(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tupl
     logits = 4 * torch.randn(shape, generator=generator)
     labels = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
     return logits.to(dtype).requires_grad_(), labels
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("shape", [(3, 5), (2, 40), (2, 9, 3)])
+@pytest.mark.parametrize("cap", [0.0, 5.0])
+def test_shard_is_the_normaliser_of_its_classes(
+    shape: tuple[int, ...], cap: float, device: str
+) -> None:
+    logits, labels = rows(*shape)
+    logits = logits.detach().to(device).requires_grad_()
+    counts = torch.where(torch.arange(len(labels)).view(-1, *[1] * (labels.dim() - 1)) == 0, -1, 0)
+    counts = counts.expand_as(labels).to(device)
+    found = _ops.softmax("cross_entropy/shard", logits, counts, (-1.0, cap), reduction="none")
+    wide = logits.detach().double().requires_grad_()
+    capped = cap * torch.tanh(wide / cap) if cap else wide
+    expected = torch.where(counts == 0, capped.logsumexp(1), 0.0)
+    upstream = torch.linspace(1.0, 2.0, found.numel(), device=device).view(found.shape)
+    assert_close(found, expected, TOLERANCES[torch.float32], "loss")
+    (own,) = torch.autograd.grad(found, logits, upstream)
+    (wanted,) = torch.autograd.grad(expected, wide, upstream.double())
+    assert_close(own, wanted, TOLERANCES[torch.float32], "gradient")
 
 
 # A tile of the CPU engine holds 4096 classes, a thread of the CUDA engine 4 packs of 4.

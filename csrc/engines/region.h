@@ -29,6 +29,16 @@ enum class Ignore {
   kValue,       // dense targets: those whose target of class 0 is `ignore_index`
 };
 
+// Each sample's voxels are worked on in slices. Their number depends on sizes alone: so do sums.
+struct RegionSlices {
+  int64_t per_sample = 1;
+  int64_t voxels = 0;  // of a slice, but for the last one
+  // The numbers that are summed up: I, P and G of every class, the losses of voxels, and how many
+  // count.
+  int64_t row = 0;
+};
+enum RegionSum { kIntersection, kPrediction, kTarget, kClassSums };
+
 struct RegionArguments {
   int loss = 0;  // index in RegionLosses
   double parameters[kMaxParameters] = {};
@@ -52,6 +62,8 @@ struct RegionArguments {
   // the factor of each voxel's own loss. A region is a sample, or all of them.
   void* slopes = nullptr;
 
+  RegionSlices slices;
+
   // region_sums only.
   double* scratch = nullptr;  // region_scratch() numbers
   LossOutput loss_output;     // values: [regions, classes that count], or [regions]
@@ -68,26 +80,20 @@ inline int64_t region_slopes(int64_t batch, int64_t classes, bool pools_batch) {
   return (pools_batch ? 1 : batch) * classes * 2 + batch;
 }
 
-// Each sample's voxels are worked on in slices. Their number depends on sizes alone: so do sums.
-struct RegionSlices {
-  int64_t per_sample;
-  int64_t voxels;  // of a slice, but for the last one
-  // The numbers that are summed up: I, P and G of every class, the losses of voxels, and how many
-  // count.
-  int64_t row;
-};
-enum RegionSum { kIntersection, kPrediction, kTarget, kClassSums };
-inline RegionSlices region_slices(int64_t batch, int64_t voxels, int64_t classes) {
-  constexpr int64_t kMost = 2048, kFewestVoxels = 512;
-  const int64_t wanted = (batch * voxels + kMost - 1) / kMost;
-  const int64_t size = (wanted + kFewestVoxels - 1) / kFewestVoxels * kFewestVoxels;
-  return {(voxels + size - 1) / size, size, classes * kClassSums + 2};
+// A block of threads takes few voxels: there are to be as many blocks as fill a GPU. A thread of a
+// CPU takes enough of them to be worth its scratch memory.
+inline RegionSlices region_slices(const RegionArguments& arguments, bool on_cpu) {
+  constexpr int64_t kMost = 2048;
+  const int64_t fewest = on_cpu ? 4096 : 512;
+  const int64_t voxels = arguments.layout.numel;
+  const int64_t wanted = (arguments.batch * voxels + kMost - 1) / kMost;
+  const int64_t size = (wanted + fewest - 1) / fewest * fewest;
+  return {(voxels + size - 1) / size, size, arguments.classes * kClassSums + 2};
 }
 
 // The sums of every slice, then those of every sample.
-inline int64_t region_scratch(int64_t batch, int64_t voxels, int64_t classes) {
-  const RegionSlices slices = region_slices(batch, voxels, classes);
-  return batch * (slices.per_sample + 1) * slices.row;
+inline int64_t region_scratch(const RegionArguments& arguments) {
+  return arguments.batch * (arguments.slices.per_sample + 1) * arguments.slices.row;
 }
 
 }  // namespace fastloss

@@ -139,6 +139,7 @@ class Pass {
       : arguments_(arguments),
         voxels_(arguments),
         exponentials_(kSoftmax && kOfLogit ? arguments.classes : 1),
+        sums_(arguments.classes * kClassSums, V(0)),
         class_weight_(arguments.classes) {
     for (int64_t c = 0; c < arguments.classes; ++c)
       class_weight_[c] = T(class_weight_of(arguments, c));
@@ -149,26 +150,10 @@ class Pass {
   // The sums over the voxels [begin, end) of a sample, to `row`. False where a label is out of
   // range.
   bool sum(int64_t sample, int64_t begin, int64_t end, double* row) {
-    const int64_t classes = arguments_.classes;
-    // Lane by lane until the end: a slice is short.
-    std::vector<V> sums(classes * kClassSums, V(0));
-    double of_voxels = 0.0, count = 0.0;
+    std::fill_n(row, arguments_.slices.row, 0.0);
     bool in_range = true;
-    for (int64_t first = begin; first < end; first += voxels_.logits.pixels()) {
-      const int64_t last = std::min(end, first + voxels_.logits.pixels());
-      const int64_t whole = ClassTile<T>::padded(last - first);
-      in_range = voxels_.load(sample, first, last, sums_take_exponentials()) && in_range;
-      of_voxels += activate(whole);
-      for (int64_t c = 0; c < classes; ++c) {
-        sum_class(c, whole, sums.data() + c * kClassSums, of_voxels);
-      }
-      V valid(0);
-      for (int64_t i = 0; i < whole; i += V::kLanes) valid += V::load(voxels_.valid + i);
-      count += double(valid.sum());
-    }
-    for (int64_t k = 0; k < classes * kClassSums; ++k) row[k] = double(sums[k].sum());
-    row[classes * kClassSums] = of_voxels;
-    row[classes * kClassSums + 1] = count;
+    for (int64_t first = begin; first < end; first += kSummedByLane)
+      in_range = add(sample, first, std::min(end, first + kSummedByLane), row) && in_range;
     return in_range;
   }
 
@@ -225,6 +210,32 @@ class Pass {
   }
 
  private:
+  // The most voxels that are added up in the arithmetic of voxels, lane by lane.
+  static constexpr int64_t kSummedByLane = 512;
+
+  // Adds the sums over the voxels [begin, end) to `row`. False where a label is out of range.
+  bool add(int64_t sample, int64_t begin, int64_t end, double* row) {
+    const int64_t classes = arguments_.classes;
+    std::fill(sums_.begin(), sums_.end(), V(0));
+    double of_voxels = 0.0, count = 0.0;
+    bool in_range = true;
+    for (int64_t first = begin; first < end; first += voxels_.logits.pixels()) {
+      const int64_t last = std::min(end, first + voxels_.logits.pixels());
+      const int64_t whole = ClassTile<T>::padded(last - first);
+      in_range = voxels_.load(sample, first, last, sums_take_exponentials()) && in_range;
+      of_voxels += activate(whole);
+      for (int64_t c = 0; c < classes; ++c)
+        sum_class(c, whole, sums_.data() + c * kClassSums, of_voxels);
+      V valid(0);
+      for (int64_t i = 0; i < whole; i += V::kLanes) valid += V::load(voxels_.valid + i);
+      count += double(valid.sum());
+    }
+    for (int64_t k = 0; k < classes * kClassSums; ++k) row[k] += double(sums_[k].sum());
+    row[classes * kClassSums] += of_voxels;
+    row[classes * kClassSums + 1] += count;
+    return in_range;
+  }
+
   void write(int64_t sample, int64_t begin, int64_t end, bool streaming) {
     numbers().store(arguments_.gradient, arguments_.layout,
                     Voxels<T>::axis(arguments_, kRegionGradient, sample), begin, end, streaming);
@@ -458,6 +469,7 @@ class Pass {
   alignas(64) T inverse_[Voxels<T>::kMost];
   alignas(64) T together_[Voxels<T>::kMost];
   alignas(64) T mass_[Voxels<T>::kMost];
+  std::vector<V> sums_;
   std::vector<T> class_weight_;
   std::vector<Slope> slopes_;
   T voxel_parameter_[2], share_, voxel_factor_ = T(0);
@@ -478,14 +490,14 @@ void run_tasks(const Execution& execution, int64_t count, const Task& task) {
 template <class Formula, class T>
 void finish(const RegionArguments& arguments) {
   const int64_t batch = arguments.batch, classes = arguments.classes;
-  const auto [slices, voxels, row] = region_slices(batch, arguments.layout.numel, classes);
+  const auto [slices, voxels, row] = arguments.slices;
   double* sums = arguments.scratch + batch * slices * row;  // [B, row]
   double valid_in_all = 0.0, label_weight = 0.0;
   for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t k = 0; k < row; ++k) {
-      double sum = 0.0;
-      for (int64_t s = 0; s < slices; ++s) sum += arguments.scratch[(b * slices + s) * row + k];
-      sums[b * row + k] = sum;
+    std::fill_n(sums + b * row, row, 0.0);
+    for (int64_t s = 0; s < slices; ++s) {
+      const double* const of_slice = arguments.scratch + (b * slices + s) * row;
+      for (int64_t k = 0; k < row; ++k) sums[b * row + k] += of_slice[k];
     }
     valid_in_all += sums[b * row + row - 1];
     for (int64_t c = 0; c < classes; ++c)
@@ -569,7 +581,7 @@ template <class T, Activation kActivation, class Voxel, bool kLabels, class Run>
 void for_each_slice(const RegionArguments& arguments, const double* parameters,
                     const Execution& execution, const Run& run) {
   const int64_t voxels = arguments.layout.numel;
-  const RegionSlices slices = region_slices(arguments.batch, voxels, arguments.classes);
+  const RegionSlices& slices = arguments.slices;
   run_tasks(execution, arguments.batch * slices.per_sample, [&](int64_t task) {
     const int64_t sample = task / slices.per_sample;
     const int64_t begin = task % slices.per_sample * slices.voxels;

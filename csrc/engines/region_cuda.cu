@@ -146,11 +146,12 @@ FASTLOSS_DEVICE_INLINE bool has_voxel_loss(const RegionArguments& arguments, int
 // A block per slice; each warp adds up classes in its own row of shared memory.
 template <class Voxel, class T, int kWidth>
 __global__ void __launch_bounds__(kThreads, kResident)
-    sums_kernel(const __grid_constant__ RegionArguments arguments, const RegionSlices slices,
+    sums_kernel(const __grid_constant__ RegionArguments arguments,
                 const VoxelParameters<T> of_voxel) {
   constexpr bool kCrossEntropy = Voxel::kKind == VoxelKind::kCrossEntropy;
   constexpr bool kOfLogit = Voxel::kKind == VoxelKind::kLogit;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize;
+  const RegionSlices& slices = arguments.slices;
   const int64_t sample = blockIdx.x / slices.per_sample, classes = arguments.classes;
   const int64_t begin = blockIdx.x % slices.per_sample * slices.voxels;
   const int64_t end = lesser(begin + slices.voxels, arguments.layout.numel);
@@ -324,9 +325,9 @@ FASTLOSS_DEVICE_INLINE void finish(const RegionArguments& arguments, const doubl
 // Adds up the slices of every sample, a warp per number, and finishes in the last block.
 template <class Formula, class T>
 __global__ void __launch_bounds__(kThreads, kResident)
-    finish_kernel(const __grid_constant__ RegionArguments arguments, const RegionSlices slices,
-                  const Completion completion) {
+    finish_kernel(const __grid_constant__ RegionArguments arguments, const Completion completion) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const RegionSlices& slices = arguments.slices;
   const int64_t row = slices.row;
   double* sums = arguments.scratch + arguments.batch * slices.per_sample * row;
   const int64_t warps = int64_t{gridDim.x} * kWarps;
@@ -516,22 +517,21 @@ VoxelParameters<T> voxel_parameters(const RegionArguments& arguments) {
 template <class Formula>
 struct SumsKernel {
   static void run(const RegionArguments& arguments, const Execution& execution) {
-    const RegionSlices slices =
-        region_slices(arguments.batch, arguments.layout.numel, arguments.classes);
+    const RegionSlices& slices = arguments.slices;
     const auto blocks = static_cast<unsigned>(arguments.batch * slices.per_sample);
     const int64_t at_once = std::min(arguments.classes, kClassesAtOnce);
     const auto shared = static_cast<std::size_t>(at_once * kWarps * kClassSums) * sizeof(double);
     choose(arguments, [&]<class T, int kWidth>() {
       launch(sums_kernel<voxel_loss_of<Formula>, T, kWidth>, blocks, kThreads, shared,
-             execution.stream, arguments, slices, voxel_parameters<Formula, T>(arguments));
+             execution.stream, arguments, voxel_parameters<Formula, T>(arguments));
     });
     const unsigned grid = grid_for(arguments.batch * slices.row, kWarps);
     const Completion completion = completion_for(execution, grid);
     if (arguments.is_double) {
-      launch(finish_kernel<Formula, double>, grid, kThreads, 0, execution.stream, arguments, slices,
+      launch(finish_kernel<Formula, double>, grid, kThreads, 0, execution.stream, arguments,
              completion);
     } else {
-      launch(finish_kernel<Formula, float>, grid, kThreads, 0, execution.stream, arguments, slices,
+      launch(finish_kernel<Formula, float>, grid, kThreads, 0, execution.stream, arguments,
              completion);
     }
   }

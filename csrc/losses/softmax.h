@@ -218,6 +218,19 @@ struct ProbabilityCrossEntropy {
   }
 };
 
+// ln Σ exp x_c of the classes that one of several processes has: what the normaliser of all classes
+// is made of (fastloss/_distributed.py). The label only says which rows count.
+struct ShardOfCrossEntropy {
+  static constexpr const char* kName = "cross_entropy/shard";
+  static constexpr int kParameters = 2;  // ignore_index, logit_softcap
+  static constexpr int kIgnoreIndex = 0, kSoftcap = 1;
+  using Statistic = LogSumExp;
+  template <class Row, class T>
+  static FASTLOSS_INLINE auto loss(const Row& row, const T* /*parameter*/) {
+    return row.statistic + row.shift;
+  }
+};
+
 // −w_y x_y, for x of log-probabilities.
 struct NLLLoss {
   static constexpr const char* kName = "nll_loss";
@@ -350,8 +363,8 @@ struct SelectiveLogSoftmax {
 };
 
 using SoftmaxLosses =
-    List<CrossEntropy, SmoothedCrossEntropy, ProbabilityCrossEntropy, NLLLoss, SoftmaxFocalLoss,
-         PolyCrossEntropy, DistributionFocalLoss, MultiMarginLoss, CrammerSingerLoss,
-         MinimumRiskLoss, PolicyGradientLoss, SelectiveLogSoftmax>;
+    List<CrossEntropy, SmoothedCrossEntropy, ProbabilityCrossEntropy, ShardOfCrossEntropy, NLLLoss,
+         SoftmaxFocalLoss, PolyCrossEntropy, DistributionFocalLoss, MultiMarginLoss,
+         CrammerSingerLoss, MinimumRiskLoss, PolicyGradientLoss, SelectiveLogSoftmax>;
 
 }  // namespace fastloss::FASTLOSS_TARGET

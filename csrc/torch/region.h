@@ -190,6 +190,7 @@ struct RegionInputs {
                           : kind == Reduction::kSum ? RegionReduction::kSum
                                                     : RegionReduction::kNone;
     arguments.is_double = accumulate_type(input, target) == at::kDouble;
+    arguments.slices = region_slices(arguments, input.is_cpu());
   }
 };
 
@@ -214,9 +215,7 @@ inline std::tuple<Tensor, Tensor> region_forward_kernel(
   if (input.numel() == 0) return {result.zero_(), slopes.zero_()};
   RegionInputs inputs(call, input, nullptr);
   RegionArguments& arguments = inputs.arguments;
-  const Tensor scratch =
-      at::empty({region_scratch(arguments.batch, arguments.layout.numel, arguments.classes)},
-                input.options().dtype(at::kDouble));
+  const Tensor scratch = at::empty({region_scratch(arguments)}, input.options().dtype(at::kDouble));
   arguments.scratch = scratch.mutable_data_ptr<double>();
   arguments.slopes = slopes.mutable_data_ptr();
   (call.kind() == Reduction::kNone ? arguments.loss_output.values : arguments.loss_output.total) =

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from .. import _ops
+from ..reference._reduce import reduce_loss
+from ._parallel import cross_entropy_of_shards
 from ._shared import check_number, documented, option_error
 
 __all__ = [
@@ -402,6 +404,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     avg_factor: Tensor | float | None = None,
+    process_group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """Softmax cross-entropy: torch's function of this name, in one pass over the logits.
 
@@ -427,6 +430,14 @@ def cross_entropy(
             drifting. At least 0.
         logit_softcap: The logits x become cap · tanh(x / cap) first. None: they stay.
         {avg_factor}
+        process_group: Group of processes that share out the classes of the same rows, as
+            vocabulary-parallel language models do; ``torch.distributed.group.WORLD`` is all of
+            them. The input is then this process's share (N, C / processes) of the logits, not
+            necessarily as large as others', in the order of the ranks; target, weight, C and all
+            else are those of the whole and the same everywhere. Every process gets the loss of the
+            whole, and the gradient of its own logits, not to be averaged over this group. Three
+            numbers per row are exchanged, never the logits. Each process makes every call. Not
+            with label smoothing or probabilities, and its gradient cannot be differentiated again.
 
     {row_returns}
 
@@ -445,6 +456,19 @@ def cross_entropy(
     loss, parameters = _cross_entropy_kernel(
         "cross_entropy", target, ignore_index, label_smoothing, z_loss, logit_softcap
     )
+    if process_group is not None:
+        if loss != "cross_entropy":
+            option = "label_smoothing" if label_smoothing else "target"
+            expected = "0 with a process_group" if label_smoothing else "indices with one"
+            got = label_smoothing if label_smoothing else target.dtype
+            raise option_error("cross_entropy", option, expected, got)
+        if reduction not in ("none", "mean", "sum"):
+            expected = "'none', 'mean' or 'sum'"
+            raise option_error("cross_entropy", "reduction", expected, reduction)
+        of_rows, factor = cross_entropy_of_shards(
+            input, target, weight, ignore_index, z_loss, logit_softcap or 0.0, process_group
+        )
+        return reduce_loss(of_rows, None, reduction, avg_factor, divisor=factor.sum())
     return _ops.softmax(
         loss,
         input,

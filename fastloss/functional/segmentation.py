@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from .. import _ops
+from ._parallel import dice_of_all_ranks
 from ._shared import check_number, documented, option_error
 
 __all__ = [
@@ -39,6 +40,7 @@ def dice_loss(
     weight: Tensor | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    process_group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """Dice loss: 1 - (2 I + smooth_nr) / (P + G + smooth_dr) of every sample and class.
 
@@ -62,6 +64,12 @@ def dice_loss(
         {region_weight}
         {voxel_ignore_index}
         {region_reduction}
+        process_group: Group of processes over whose samples the sums run as well, with ``batch``
+            only; ``torch.distributed.group.WORLD`` is all of them. Each returns the loss of the
+            whole batch, and its gradients are such that their mean over the processes, which is
+            what ``DistributedDataParallel`` makes, is the gradient of that loss. Two numbers per
+            class are exchanged. Each process makes every call, with the same classes; the gradient
+            cannot be differentiated again.
 
     {region_returns}
 
@@ -77,6 +85,20 @@ def dice_loss(
         tensor([[0.2954, 0.2110]])
     """
     _check_at_least_0("dice_loss", smooth_nr=smooth_nr, smooth_dr=smooth_dr)
+    if process_group is not None:
+        if not batch:
+            raise option_error("dice_loss", "batch", "True with a process_group", batch)
+        return dice_of_all_ranks(
+            input,
+            target,
+            smooth_nr,
+            smooth_dr,
+            jaccard,
+            weight,
+            reduction,
+            (ignore_index, activation or "none", squared_pred, include_background),
+            process_group,
+        )
     return _ops.region(
         "dice_loss",
         input,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from .. import functional
 from ._base import ElementLoss, Loss
@@ -174,6 +174,7 @@ class CrossEntropyLoss(_RowLoss):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         logit_softcap: float | None = None,
+        process_group: distributed.ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             ignore_index=ignore_index,
@@ -181,6 +182,7 @@ class CrossEntropyLoss(_RowLoss):
             label_smoothing=label_smoothing,
             z_loss=z_loss,
             logit_softcap=logit_softcap,
+            process_group=process_group,
             buffers={"weight": weight},
         )
 

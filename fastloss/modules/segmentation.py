@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from .. import functional
 from ._base import Loss
@@ -52,6 +52,7 @@ class DiceLoss(_WeightedSegmentationLoss):
         weight: Tensor | None = None,
         ignore_index: int | None = None,
         reduction: str = "mean",
+        process_group: distributed.ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             weight,
@@ -64,6 +65,7 @@ class DiceLoss(_WeightedSegmentationLoss):
             batch=batch,
             ignore_index=ignore_index,
             reduction=reduction,
+            process_group=process_group,
         )
 
 

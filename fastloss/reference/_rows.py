@@ -1,17 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""What the references of losses on rows of logits share: where the classes are, and the labels."""
+"""What the references of losses on rows of logits share: where the classes are, and the labels.
+
+And how parts that other processes have are brought together.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-__all__ = ["Labels", "classes_last"]
+import torch
+from torch import Tensor, distributed
+
+__all__ = ["Labels", "classes_last", "of_all_ranks"]
 
 
 def classes_last(tensor: Tensor) -> Tensor:
     """(N, C, d1, ...) to (N, d1, ..., C); (C,) stays as it is."""
     return tensor.movedim(1, -1) if tensor.dim() > 1 else tensor
+
+
+def of_all_ranks(tensor: Tensor, group: distributed.ProcessGroup, dim: int = 0) -> Tensor:
+    """The tensors of all processes, one after the other; the gradient is that of the own one."""
+    parts: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(parts, tensor.detach().cpu(), group=group)
+    parts = [part.to(tensor.device) for part in parts]
+    parts[distributed.get_rank(group)] = tensor
+    return torch.cat(parts, dim)
 
 
 class Labels:

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.functional import logsigmoid
 
 from ._reduce import power, promote, reduce_loss
-from ._rows import Labels, classes_last
+from ._rows import Labels, classes_last, of_all_ranks
 
 __all__ = [
     "asymmetric_loss",
@@ -204,8 +204,11 @@ def cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     avg_factor: Tensor | float | None = None,
+    process_group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """``-w_y ln p_y``, or ``-Σ w_c t_c ln p_c`` for probabilities t."""
+    if process_group is not None:
+        input = of_all_ranks(input, process_group, min(input.dim() - 1, 1))
     if target.is_floating_point():
         input, target = promote(input, target)
     else:

@@ -6,11 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as torch_functional
 from torch.nn.functional import logsigmoid
 
 from ._reduce import power, promote, safe_reciprocal
+from ._rows import of_all_ranks
 
 __all__ = [
     "dice_cross_entropy_loss",
@@ -154,11 +155,19 @@ def dice_loss(
     weight: Tensor | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    process_group: distributed.ProcessGroup | None = None,
 ) -> Tensor:
     """``1 - (2 I + smooth_nr) / (P + G + smooth_dr)`` of every sample and class."""
+    if process_group is not None:
+        input, target = of_all_ranks(input, process_group), of_all_ranks(target, process_group)
     voxels = _Voxels.of(input, target, ignore_index)
     sums = _Sums.of(voxels, activation, include_background, batch, squared_pred)
-    return _reduce_regions(sums.dice(smooth_nr, smooth_dr, jaccard), weight, reduction)
+    loss = _reduce_regions(sums.dice(smooth_nr, smooth_dr, jaccard), weight, reduction)
+    if process_group is None:
+        return loss
+    # Of the gradients of all processes, training takes the mean.
+    ranks = distributed.get_world_size(process_group)
+    return ranks * loss - (ranks - 1) * loss.detach()
 
 
 def tversky_loss(
