@@ -43,6 +43,7 @@ TASKS: dict[str, tuple[str, ...]] = {
         *("complete_box_iou_loss", "scylla_box_iou_loss", "wise_box_iou_loss"),
         *("normalized_wasserstein_loss", "repulsion_loss", "distribution_focal_loss"),
         *("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "pairwise_box_iou"),
+        *("probabilistic_iou_loss", "object_keypoint_similarity_loss"),
     ),
     "semantic segmentation": (
         *("cross_entropy", "dice_loss", "dice_cross_entropy_loss", "tversky_loss"),
