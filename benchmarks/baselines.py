@@ -553,8 +553,9 @@ def _torchcrf() -> ModuleType | None:
 def _ultralytics() -> ModuleType | None:
     """ultralytics' losses. Importing them writes a file of settings, here to a folder that goes."""
     try:
-        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(
-            os.environ, {"YOLO_CONFIG_DIR": folder}
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.dict(os.environ, {"YOLO_CONFIG_DIR": folder}),
         ):
             return importlib.import_module("ultralytics.utils.loss")
     except ImportError:

@@ -48,8 +48,8 @@ FASTLOSS_INLINE X one_minus_exp_of_minus(const X& x) {
   return (V(2) * t) / (V(1) + t);
 }
 
-// The same, with a slope that does not come from the difference 1 − tanh²: far out it is as exact as
-// the value, at the cost of an exponential.
+// The same, with a slope that does not come from the difference 1 − tanh²: far out it is as exact
+// as the value, at the cost of an exponential.
 template <class X>
 FASTLOSS_INLINE X saturation(const X& x) {
   if constexpr (IsDual<X>) {

@@ -81,7 +81,7 @@ struct LossInfo {
   // Of losses of a pair of boxes, or of points:
   int coordinates = 4;          // of either
   bool has_pair_extra = false;  // `extra` is a number per pair
-  double of_nothing = 0.0;  // what there is without any element: 0, but for a metric
+  double of_nothing = 0.0;      // what there is without any element: 0, but for a metric
   // Of region losses:
   bool pools_classes = false;      // one loss for all classes together
   bool has_voxel_loss = false;     // adds a loss of voxels

@@ -41,9 +41,8 @@ template <class Formula, class T, Gradients kGradients, int kCoordinates>
     load_records(block.boxes1 + kCoordinates * i, a);
     load_records(block.boxes2 + kCoordinates * i, b);
     if constexpr (has_extra<Formula>) extra = V::load(block.extra + i);
-    const auto result =
-        loss_of_pair<Formula>(operand<1, kFirst>(a), operand<(1u << kCoordinates), kSecond>(b),
-                              extra, parameter);
+    const auto result = loss_of_pair<Formula>(
+        operand<1, kFirst>(a), operand<(1u << kCoordinates), kSecond>(b), extra, parameter);
     V value = detach(result);
     V scale(gradient_scale);
     if (block.weight) {
@@ -86,8 +85,7 @@ T run_block(const Block<T, kCoordinates>& block, int64_t count, const T* paramet
     copy_or_ones<T>(extra, nullptr, kLanes);
     copy(extra, block.extra + whole, rest);
   }
-  const Block<T, kCoordinates> padded{boxes1,    boxes2,    weight, extra,
-                                      gradient1, gradient2, values};
+  const Block<T, kCoordinates> padded{boxes1, boxes2, weight, extra, gradient1, gradient2, values};
   sum += run_whole<Formula, T, kGradients>(padded, kLanes, parameter, gradient_scale, false);
   if (block.gradient1) copy(block.gradient1 + kCoordinates * whole, gradient1, kCoordinates * rest);
   if (block.gradient2) copy(block.gradient2 + kCoordinates * whole, gradient2, kCoordinates * rest);
@@ -158,8 +156,7 @@ const T* read_numbers(T* stage, const Layout& layout, int operand, const Input& 
     return static_cast<const T*>(numbers.data) + begin;
   }
   for_each_run(layout, begin, end, [&](int64_t position, const int64_t* offsets, int64_t length) {
-    load_strided(stage + position, 1, numbers, offsets[operand], layout.stride[operand][0],
-                 length);
+    load_strided(stage + position, 1, numbers, offsets[operand], layout.stride[operand][0], length);
   });
   return stage;
 }
@@ -184,10 +181,9 @@ void run_typed(const BoxPairArguments& arguments, const Execution& execution) {
   }
   const T gradient_scale = T(resolve(arguments.gradient_scale));
   const Layout& layout = arguments.layout;
-  const bool streaming = arguments.gradient1 &&
-                         outlives_caches(kStep * layout.numel * int64_t{sizeof(T)}) &&
-                         is_direct<kStep, T>(layout, kBoxPairGradient1, arguments.gradient1.dtype,
-                                             1);
+  const bool streaming =
+      arguments.gradient1 && outlives_caches(kStep * layout.numel * int64_t{sizeof(T)}) &&
+      is_direct<kStep, T>(layout, kBoxPairGradient1, arguments.gradient1.dtype, 1);
 
   const double sum = sum_over_chunks(
       execution, layout.numel, kSmallestChunk, [&](int64_t chunk_begin, int64_t chunk_end) {
@@ -197,27 +193,27 @@ void run_typed(const BoxPairArguments& arguments, const Execution& execution) {
           const int64_t end = begin + kBlock < chunk_end ? begin + kBlock : chunk_end;
           Block<T, kStep> block;
           block.boxes1 = read_boxes<kStep>(stage.boxes1, layout, kBoxPairBoxes1, arguments.boxes1,
-                                    arguments.coordinate_stride[0], begin, end);
+                                           arguments.coordinate_stride[0], begin, end);
           block.boxes2 = read_boxes<kStep>(stage.boxes2, layout, kBoxPairBoxes2, arguments.boxes2,
-                                    arguments.coordinate_stride[1], begin, end);
+                                           arguments.coordinate_stride[1], begin, end);
           block.weight =
               read_numbers(stage.weight, layout, kBoxPairWeight, arguments.weight, begin, end);
           block.extra =
               read_numbers(stage.extra, layout, kBoxPairExtra, arguments.extra, begin, end);
           block.gradient1 = place_gradient<kStep>(stage.gradient1, layout, kBoxPairGradient1,
-                                           arguments.gradient1, begin);
+                                                  arguments.gradient1, begin);
           block.gradient2 = place_gradient<kStep>(stage.gradient2, layout, kBoxPairGradient2,
-                                           arguments.gradient2, begin);
+                                                  arguments.gradient2, begin);
           T* const values = static_cast<T*>(arguments.loss_output.values);
           block.values = values ? values + begin : nullptr;
 
           chunk_sum += double(run_block<Formula, T, kGradients>(block, end - begin, parameter,
                                                                 gradient_scale, streaming));
 
-          write_gradient<kStep>(stage.gradient1, layout, kBoxPairGradient1, arguments.gradient1, begin,
-                         end);
-          write_gradient<kStep>(stage.gradient2, layout, kBoxPairGradient2, arguments.gradient2, begin,
-                         end);
+          write_gradient<kStep>(stage.gradient1, layout, kBoxPairGradient1, arguments.gradient1,
+                                begin, end);
+          write_gradient<kStep>(stage.gradient2, layout, kBoxPairGradient2, arguments.gradient2,
+                                begin, end);
         }
         if (streaming) streaming_fence();
         return chunk_sum;

@@ -48,9 +48,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     if constexpr (requires { Formula::kPairExtra; })
       load(extra, arguments.extra, {offsets[kBoxPairExtra], 0, false});
 
-    const auto result =
-        loss_of_pair<Formula>(operand<1, kFirst>(a), operand<(1u << kCoordinates), kSecond>(b),
-                              extra[0], parameter);
+    const auto result = loss_of_pair<Formula>(
+        operand<1, kFirst>(a), operand<(1u << kCoordinates), kSecond>(b), extra[0], parameter);
     const T value = detach(result) * weight[0], scale = gradient_scale * weight[0];
     sum += value;
     if constexpr (kFirst) {
@@ -89,7 +88,8 @@ bool is_packed_box(const Layout& layout, int operand, const void* data, DType dt
 template <class Formula, class T, Gradients kGradients>
 void run_typed(const BoxPairArguments& arguments, const Execution& execution) {
   const auto packed = [&](int operand, const auto& boxes, int64_t coordinate_stride) {
-    return is_packed_box<coordinates_of<Formula>>(arguments.layout, operand, boxes.data, boxes.dtype, coordinate_stride);
+    return is_packed_box<coordinates_of<Formula>>(arguments.layout, operand, boxes.data,
+                                                  boxes.dtype, coordinate_stride);
   };
   const unsigned grid = grid_for(arguments.layout.numel, kThreads);
   launch(box_pair_kernel<Formula, T, kGradients>, grid, kThreads, 0, execution.stream, arguments,

@@ -403,12 +403,12 @@ struct ObjectKeypointSimilarityLoss {
   }
 };
 
-using BoxPairLosses = List<BoxIoULossLinear, BoxIoULossSquare, BoxIoULossLog, GeneralizedBoxIoULoss,
-                           DistanceBoxIoULoss, CompleteBoxIoULoss, EfficientBoxIoULoss,
-                           ScyllaBoxIoULoss, WiseBoxIoULoss, SigmoidAspectBoxIoULoss,
-                           NormalizedWassersteinLossExp, NormalizedWassersteinLossSqrt,
-                           NormalizedWassersteinLossLog, NormalizedWassersteinLossSquared,
-                           ProbabilisticIoULoss, ObjectKeypointSimilarityLoss>;
+using BoxPairLosses =
+    List<BoxIoULossLinear, BoxIoULossSquare, BoxIoULossLog, GeneralizedBoxIoULoss,
+         DistanceBoxIoULoss, CompleteBoxIoULoss, EfficientBoxIoULoss, ScyllaBoxIoULoss,
+         WiseBoxIoULoss, SigmoidAspectBoxIoULoss, NormalizedWassersteinLossExp,
+         NormalizedWassersteinLossSqrt, NormalizedWassersteinLossLog,
+         NormalizedWassersteinLossSquared, ProbabilisticIoULoss, ObjectKeypointSimilarityLoss>;
 
 // ---- what the engine hands to a formula ----
 

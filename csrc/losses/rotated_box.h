@@ -91,12 +91,10 @@ struct ProbabilisticIoULoss : OfBoxes {
     const auto offset1 = offset_in(e1, dx, dy);
     const auto offset2 = offset_in(e2, dx, dy);
     // The adjugate of a covariance swaps its two variances.
-    const auto apart =
-        square(e1.along * offset1.across) + square(e1.across * offset1.along) +
-        square(e2.along * offset2.across) + square(e2.across * offset2.along);
+    const auto apart = square(e1.along * offset1.across) + square(e1.across * offset1.along) +
+                       square(e2.along * offset2.across) + square(e2.across * offset2.along);
     const auto of_centers = T(0.25) * apart / (T(4) * sum.product + sum.excess + eps);
-    const auto of_shapes =
-        T(0.5) * log1p((sum.excess - eps) / (T(4) * sum.product + eps) + eps);
+    const auto of_shapes = T(0.5) * log1p((sum.excess - eps) / (T(4) * sum.product + eps) + eps);
     const auto distance = clamp_min(of_centers + of_shapes, eps);
     constexpr T kFarthest = T(100);
     const auto held = select(distance > kFarthest, kFarthest, distance);

@@ -72,10 +72,11 @@ struct BoxPairEngine {
       const Tensor a = first.select(-1, 0), b = second.select(-1, 0);
       const Tensor gradient_a = any ? results.first_gradient.select(-1, 0) : Tensor();
       const Tensor gradient_b = needs[1] ? results.second_gradient.select(-1, 0) : Tensor();
-      return try_layout(arguments.layout, a.sizes(),
-                        {&a, &b, weight.defined() ? &weight : nullptr, extra.defined() ? &extra : nullptr,
-                         any ? &gradient_a : nullptr, needs[1] ? &gradient_b : nullptr},
-                        /*keep_order=*/true);
+      return try_layout(
+          arguments.layout, a.sizes(),
+          {&a, &b, weight.defined() ? &weight : nullptr, extra.defined() ? &extra : nullptr,
+           any ? &gradient_a : nullptr, needs[1] ? &gradient_b : nullptr},
+          /*keep_order=*/true);
     };
     if (!layout()) {  // more dimensions than a layout holds
       for (Tensor* tensor : {&first, &second, &weight, &extra}) {

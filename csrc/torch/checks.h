@@ -88,8 +88,7 @@ inline void check_boxes(std::string_view loss, const char* argument, const Tenso
                         int coordinates = 4) {
   check_floating(loss, argument, boxes);
   TORCH_CHECK_VALUE(boxes.dim() >= 1 && boxes.sym_size(-1) == coordinates, public_name(loss), ": ",
-                    argument, " must have shape (..., ", coordinates, "), got ",
-                    boxes.sym_sizes());
+                    argument, " must have shape (..., ", coordinates, "), got ", boxes.sym_sizes());
 }
 
 // A tensor that stands for one number of the reduction.
