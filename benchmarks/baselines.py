@@ -76,7 +76,7 @@ def baseline_of(loss: str) -> Baseline:
         eager = _CHAINS[loss] if _torchcrf() is not None else getattr(reference, loss)
         return Baseline(eager, None, "fastloss.reference" if _torchcrf() is None else "pytorch-crf")
     if loss in _ULTRALYTICS and _ultralytics() is not None:
-        return Baseline(_ULTRALYTICS[loss], _ULTRALYTICS[loss], "ultralytics")
+        return Baseline(_ULTRALYTICS[loss], getattr(reference, loss), "ultralytics")
     if loss == "sentence_bleu" and _sacrebleu() is not None:
         return Baseline(_sentence_bleu, None, "sacrebleu")
     if loss in _TORCH:
@@ -551,7 +551,7 @@ def _torchcrf() -> ModuleType | None:
 
 @functools.cache
 def _ultralytics() -> ModuleType | None:
-    """ultralytics' losses. Importing them writes a file of settings, here to a folder that goes."""
+    """The losses of ultralytics. Importing them writes settings, here to a folder that goes."""
     try:
         with (
             tempfile.TemporaryDirectory() as folder,

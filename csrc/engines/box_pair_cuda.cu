@@ -76,13 +76,15 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 template <int kCoordinates>
 bool is_packed_box(const Layout& layout, int operand, const void* data, DType dtype,
                    int64_t coordinate_stride) {
-  if (!makes_packs(kCoordinates) || coordinate_stride != 1 ||
-      !is_pack_aligned(data, dtype, kCoordinates))
+  if constexpr (makes_packs<kCoordinates>) {
+    if (coordinate_stride != 1 || !is_pack_aligned(data, dtype, kCoordinates)) return false;
+    for (int d = 0; d < layout.dims; ++d) {
+      if (layout.stride[operand][d] % kCoordinates != 0) return false;
+    }
+    return true;
+  } else {
     return false;
-  for (int d = 0; d < layout.dims; ++d) {
-    if (layout.stride[operand][d] % kCoordinates != 0) return false;
   }
-  return true;
 }
 
 template <class Formula, class T, Gradients kGradients>

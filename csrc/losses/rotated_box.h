@@ -66,7 +66,8 @@ struct SumOfCovariances {
 template <class E1, class E2>
 FASTLOSS_INLINE auto sum_of_covariances(const E1& e1, const E2& e2) {
   const auto turn = turn_between(e1, e2);
-  const auto area1 = e1.along * e1.across, area2 = e2.along * e2.across;
+  const auto area1 = e1.along * e1.across;
+  const auto area2 = e2.along * e2.across;
   const auto product = area1 * area2;
   const auto excess = square(area1 - area2) +
                       turn.cosine2 * square(e1.along * e2.across - e2.along * e1.across) +

@@ -588,7 +588,7 @@ def probabilistic_iou_loss(
         >>> boxes1 = torch.tensor([[30.0, 25.0, 40.0, 30.0, 0.2], [40.0, 50.0, 40.0, 60.0, 0.0]])
         >>> boxes2 = torch.tensor([[31.0, 26.0, 36.0, 36.0, 0.0], [80.0, 55.0, 20.0, 50.0, 1.0]])
         >>> F.probabilistic_iou_loss(boxes1, boxes2)
-        tensor([0.1000, 0.9000])
+        tensor([0.1213, 0.9125])
     """
     check_number("probabilistic_iou_loss", "eps", eps, "above 0")
     check_number("probabilistic_iou_loss", "floor", floor, "at least 0 and finite")
@@ -647,7 +647,7 @@ def object_keypoint_similarity_loss(
         >>> F.object_keypoint_similarity_loss(
         ...     keypoints, targets, visibility, area, torch.tensor([0.025, 0.05])
         ... )
-        tensor(0.6000)
+        tensor(0.6708)
     """
     name = "object_keypoint_similarity_loss"
     for argument, tensor in (
