@@ -113,7 +113,7 @@ def test_devices_that_differ(case: Case) -> None:
 @each_function(lambda case: case.family.engine in ("pointwise", "box_pair"))
 def test_shapes_that_differ(case: Case) -> None:
     name = case.family.differentiable[-1]
-    for shape in ((3, 5), (1, 4), (4,), (2, 3, 4)):
+    for shape in ((3, 6), (1, 4), (4,), (2, 3, 4)):
         arguments = case.arguments((3, 4) if case.family.engine == "pointwise" else (3,))
         arguments[name] = torch.zeros(shape)
         if name == case.prediction:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..reference.boxes import keypoint_factors
+from ..reference.boxes import _keypoint_factors
 from ._shared import check_number, documented, option_error
 
 __all__ = [
@@ -675,7 +675,7 @@ def object_keypoint_similarity_loss(
             raise ValueError(f"{name}: {argument} must have {fit}, got {list(tensor.shape)}")
     is_double = torch.float64 in (keypoints.dtype, targets.dtype)
     dtype = torch.float64 if is_double else torch.float32
-    weight, spread = keypoint_factors(visibility, area, sigmas, dtype)
+    weight, spread = _keypoint_factors(visibility, area, sigmas, dtype)
     return _ops.box_pair(
         name, keypoints, targets, (), extra=spread, weight=weight, reduction=reduction
     )

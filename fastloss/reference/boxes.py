@@ -420,7 +420,7 @@ def probabilistic_iou_loss(
     return reduce_loss((eps - torch.expm1(-distance)).sqrt(), weight, reduction, avg_factor)
 
 
-def keypoint_factors(
+def _keypoint_factors(
     visibility: Tensor, area: Tensor, sigmas: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The factor of every keypoint, and the squared distance at which it has lost 1 - 1/e."""
@@ -451,7 +451,7 @@ def object_keypoint_similarity_loss(
 ) -> Tensor:
     """``1 - exp(-d² / (2 (2σ)² A))``, times the visibility over the mean number of visible ones."""
     dtype = promote(keypoints, targets)[0].dtype
-    weight, spread = keypoint_factors(visibility, area, sigmas, dtype)
+    weight, spread = _keypoint_factors(visibility, area, sigmas, dtype)
     return _keypoint_loss(keypoints, targets, spread, weight, reduction)
 
 
