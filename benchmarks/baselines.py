@@ -18,10 +18,13 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -72,6 +75,8 @@ def baseline_of(loss: str) -> Baseline:
     if loss in _CHAINS:
         eager = _CHAINS[loss] if _torchcrf() is not None else getattr(reference, loss)
         return Baseline(eager, None, "fastloss.reference" if _torchcrf() is None else "pytorch-crf")
+    if loss in _ULTRALYTICS and _ultralytics() is not None:
+        return Baseline(_ULTRALYTICS[loss], getattr(reference, loss), "ultralytics")
     if loss == "sentence_bleu" and _sacrebleu() is not None:
         return Baseline(_sentence_bleu, None, "sacrebleu")
     if loss in _TORCH:
@@ -558,6 +563,41 @@ def _torchcrf() -> ModuleType | None:
         return None
 
 
+@functools.cache
+def _ultralytics() -> ModuleType | None:
+    """The losses of ultralytics. Importing them writes settings, here to a folder that goes."""
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.dict(os.environ, {"YOLO_CONFIG_DIR": folder}),
+        ):
+            return importlib.import_module("ultralytics.utils.loss")
+    except ImportError:
+        return None
+
+
+def _probabilistic_iou_loss(
+    boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-3, floor: float = 0.0
+) -> Tensor:
+    module: Any = _ultralytics()
+    similarity = module.probiou(boxes1, boxes2, eps=eps, floor=floor)
+    return _reduce(1.0 - similarity.squeeze(-1), reduction)
+
+
+def _object_keypoint_similarity_loss(
+    keypoints: Tensor,
+    targets: Tensor,
+    visibility: Tensor,
+    area: Tensor,
+    sigmas: Tensor,
+    reduction: str = "mean",
+) -> Tensor:
+    module: Any = _ultralytics()
+    assert reduction == "mean"  # it has no other
+    loss: Tensor = module.KeypointLoss(sigmas)(keypoints, targets, visibility, area[:, None])
+    return loss
+
+
 def _crf(transitions: Tensor, start_transitions: Tensor, end_transitions: Tensor) -> Any:
     """pytorch-crf's module with these scores in the place of its parameters."""
     module: Any = _torchcrf()
@@ -893,6 +933,10 @@ _FORMULAS: dict[str, tuple[LossFunction, LossFunction]] = {
     "lambda_loss": (_lambda_loss_as(select_pairs=True), _lambda_loss_as(select_pairs=False)),
 }
 _CHAINS: dict[str, LossFunction] = {"crf_loss": _crf_loss, "crf_decode": _crf_decode}
+_ULTRALYTICS: dict[str, LossFunction] = {
+    "probabilistic_iou_loss": _probabilistic_iou_loss,
+    "object_keypoint_similarity_loss": _object_keypoint_similarity_loss,
+}
 _MONAI = {
     "dice_loss": "DiceLoss",
     "tversky_loss": "TverskyLoss",

@@ -147,6 +147,14 @@ _WITH_GOALS = (
     _boxes("ciou-1m", "CIoU, 1 M", _CIOU, _MILLION, Goal(eager=25, compiled=12, limit=2.5)),
     _boxes("siou-1m", "SIoU, 1 M", _SIOU, _MILLION, Goal(eager=25, compiled=12, limit=3)),
     _boxes("giou-1m", "GIoU, 1 M", _GIOU, _MILLION, Goal(eager=25, compiled=5, limit=2.5)),
+    _boxes("probiou", "ProbIoU, 100 000", "probabilistic_iou_loss", 100_000, Goal(eager=10)),
+    _boxes(
+        "oks",
+        "OKS, 8192 × 5",
+        "object_keypoint_similarity_loss",
+        8192,
+        Goal(eager=1, memory_of_eager=True),
+    ),
     _elements(
         "focal",
         "Focal, 67200 × 80",

@@ -7,6 +7,7 @@ differ. A row whose engine has no line here gets no picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,9 +22,11 @@ from tests.cases import (
     DISCRIMINATED,
     DISTRIBUTIONS,
     FAKE,
+    KEYPOINTS,
     PROBABILITIES,
     REAL_AND_FAKE,
     REGRESSION,
+    ROTATED_PAIRS,
     SIGNS,
     Arguments,
     Case,
@@ -163,6 +166,40 @@ def _shifted_boxes(places: Tensor, case: Case) -> Sequence[Curve]:
     return curves
 
 
+def _shifted_rotated_boxes(places: Tensor, case: Case) -> Sequence[Curve]:
+    """A box that moves along its longer side over its target, and over one across."""
+    moved = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    curves: list[Curve] = []
+    for label, angle in (("same angle", 0.0), ("turned by 90°", math.pi / 2)):
+        target = torch.tensor([0.0, 0.0, SIDE, SIDE / 2, angle], dtype=torch.float64)
+        box = torch.tensor([0.0, 0.0, SIDE, SIDE / 2, 0.0], dtype=torch.float64)
+        arguments = {
+            "boxes1": box + SIDE * places[:, None] * moved,
+            "boxes2": target.expand(POINTS, 5),
+        }
+        curves.append(Curve(label, arguments, dashed=bool(curves)))
+    return curves
+
+
+def _shifted_keypoints(places: Tensor, case: Case) -> Sequence[Curve]:
+    """A keypoint that moves sideways over its target, for two of COCO's kinds."""
+    keypoints = torch.stack((SIDE * places, torch.zeros_like(places)), -1)[:, None]
+    return [
+        Curve(
+            label,
+            {
+                "keypoints": keypoints,
+                "targets": torch.zeros_like(keypoints),
+                "visibility": torch.ones(POINTS, 1, dtype=torch.bool),
+                "area": torch.full_like(places, SIDE * SIDE),
+                "sigmas": torch.tensor([sigma], dtype=torch.float64),
+            },
+            dashed=label == "eye",
+        )
+        for label, sigma in (("hip", 0.107), ("eye", 0.025))
+    ]
+
+
 def _crowd(places: Tensor, case: Case) -> Sequence[Curve]:
     """A box that moves from its own ground truth, at 0, over another one, at 1."""
     own = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
@@ -196,6 +233,15 @@ _OF_FAMILY: dict[Family, Axis | None] = {
     FAKE: Axis("score", _places(-3, 3), _scores),
     DISCRIMINATED: Axis("logit", _places(-6, 6), _scores),
     DISTRIBUTIONS: Axis("µ, ln σ", _places(-2, 2), _distributions, lambda g: g[:, 0]),
+    ROTATED_PAIRS: Axis(
+        "shift, in widths", _places(-2, 2), _shifted_rotated_boxes, lambda g: SIDE * g[..., 0]
+    ),
+    KEYPOINTS: Axis(
+        "distance, in sides of the object",
+        _places(-1, 1),
+        _shifted_keypoints,
+        lambda g: SIDE * g[..., 0, 0],
+    ),
     CROWD: Axis("shift towards another object", _places(-0.5, 1.5), _crowd, _along_x),
     DETECTION_LOGITS: Axis("logit", _places(-6, 6), _LOGITS),
     CLASS_INDICES: None,

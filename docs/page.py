@@ -45,6 +45,7 @@ TASKS: dict[str, tuple[str, ...]] = {
         *("task_aligned_assignment", "task_aligned_detection_loss"),
         *("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "pairwise_box_iou"),
         "detr_matching_cost",
+        *("probabilistic_iou_loss", "object_keypoint_similarity_loss"),
     ),
     "semantic segmentation": (
         *("cross_entropy", "dice_loss", "dice_cross_entropy_loss", "tversky_loss"),

@@ -102,15 +102,15 @@ def box_pair(
     boxes2: Tensor,
     parameters: Parameters,
     *,
-    device_parameter: Tensor | None = None,
+    extra: Tensor | None = None,
     weight: Tensor | None = None,
     reduction: str = "mean",
     avg_factor: float | Tensor | None = None,
 ) -> Tensor:
-    """A loss with one number per pair of boxes.
+    """A loss with one number per pair of boxes, or of points.
 
-    ``device_parameter`` stands for the NaN among ``parameters``: a number that lives on the device
-    and is not to be brought to the host.
+    ``extra`` is the number per pair that some losses have. Elsewhere it stands for the NaN among
+    ``parameters``: a number that lives on the device and is not to be brought to the host.
     """
     if torch.compiler.is_compiling():
         return torch.ops.fastloss.box_pair(
@@ -118,14 +118,12 @@ def box_pair(
             boxes1,
             boxes2,
             parameters,
-            device_parameter,
+            extra,
             weight,
             reduction,
             *_split(avg_factor),
         )
-    return _C.box_pair(
-        loss, boxes1, boxes2, parameters, device_parameter, weight, reduction, avg_factor
-    )
+    return _C.box_pair(loss, boxes1, boxes2, parameters, extra, weight, reduction, avg_factor)
 
 
 # The parameters of a similarity besides eps: its loss's defaults.
@@ -592,6 +590,28 @@ def _linear_cross_entropy_reference(
     )
 
 
+def _box_pair_reference(
+    loss: str,
+    first: Tensor,
+    second: Tensor,
+    parameters: list[float],
+    extra: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    avg_factor: Tensor | None,
+    avg_number: float | None,
+) -> Tensor:
+    if loss == "object_keypoint_similarity_loss":  # the operator's tensors are made of its own
+        from fastloss.reference import boxes
+
+        assert extra is not None
+        assert weight is not None
+        return boxes._keypoint_loss(first, second, extra, weight, reduction)
+    return _two_tensors_reference(
+        loss, first, second, parameters, extra, weight, reduction, avg_factor, avg_number
+    )
+
+
 def _box_matrix_reference(
     kind: str, boxes1: Tensor, boxes2: Tensor, parameters: list[float]
 ) -> Tensor:
@@ -855,7 +875,7 @@ for _engine, _function in {
     "policy": _policy_reference,
     "softmax": _softmax_reference,
     "linear_cross_entropy": _linear_cross_entropy_reference,
-    "box_pair": _two_tensors_reference,
+    "box_pair": _box_pair_reference,
     "box_matrix": _box_matrix_reference,
     "box_crowd": _box_crowd_reference,
     "region": _region_reference,

@@ -297,6 +297,100 @@ BOX_PAIRS = Family(
 )
 
 
+def _random_rotated_boxes(shape: Shape, generator: Generator) -> Tensor:
+    """Boxes (*shape, 5) in a scene of 100 × 100, sides between 4 and 60, any angle."""
+    boxes = _random_boxes(shape, generator)
+    side = boxes[..., 2:] - boxes[..., :2]
+    angle = 4 * torch.randn(*shape, 1, generator=generator, dtype=torch.float64)
+    return torch.cat((boxes[..., :2] + side / 2, side, angle), -1)
+
+
+def _rotated_pairs(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Predictions near their targets, every fourth somewhere else."""
+    targets = _random_rotated_boxes(shape, generator)
+    noise = torch.randn(*shape, 5, generator=generator, dtype=torch.float64)
+    near = targets + noise * torch.tensor([4.0, 4.0, 2.0, 2.0, 0.5], dtype=torch.float64)
+    near[..., 2:4] = near[..., 2:4].abs() + 1
+    elsewhere = torch.rand(*shape, 1, generator=generator, dtype=torch.float64) < 0.25
+    predictions = torch.where(elsewhere, _random_rotated_boxes(shape, generator), near)
+    return {"boxes1": predictions, "boxes2": targets}
+
+
+_DEGENERATE_ROTATED_BOXES = (
+    (0.0, 0.0, 0.0, 0.0, 0.0),  # a point at the origin
+    (5.0, 7.0, 0.0, 0.0, 1.0),  # a point
+    (5.0, 7.0, 0.0, 16.0, 1.0),  # no width
+    (5.0, 7.0, 16.0, 0.0, 1.0),  # no height
+    (5.0, 7.0, -8.0, 16.0, 0.5),  # a negative side
+    (5.0, 7.0, 8.0, 16.0, 0.5),
+    (5.0, 7.0, 8.0, 16.0, -256.0),  # turned many times
+    (6.0, 8.0, 8.0, 8.0, 0.25),  # no direction of its own
+    (-1024.0, 512.0, 8.0, 16.0, 0.5),  # far away
+    (5.0, 7.0, 2.0**-14, 2.0**-14, 0.5),  # tiny
+    (0.0, 0.0, 2.0**-24, 2.0**-24, 0.0),  # the smallest in float16
+    (0.0, 0.0, 4096.0, 2.0**-10, 0.75),  # a hair
+    (0.0, 0.0, 32768.0, 32768.0, 0.5),  # huge
+)
+
+
+def _degenerate_rotated_pairs() -> dict[str, Tensor]:
+    """Every one with every other and with itself."""
+    boxes = torch.tensor(_DEGENERATE_ROTATED_BOXES, dtype=torch.float64)
+    count = len(boxes)
+    return {"boxes1": boxes.repeat_interleave(count, 0), "boxes2": boxes.repeat(count, 1)}
+
+
+ROTATED_PAIRS = Family(
+    engine="box_pair",
+    build=_rotated_pairs,
+    degenerate=_degenerate_rotated_pairs,
+    differentiable=("boxes1", "boxes2"),
+    weight_shapes=lambda shape: [shape],
+)
+
+KEYPOINTS_OF_AN_OBJECT = 5
+
+
+def _keypoints(shape: Shape, generator: Generator) -> dict[str, Tensor]:
+    """Keypoints (*shape, K, 2) near those of objects; some are hidden, and some objects whole."""
+    points = (*shape, KEYPOINTS_OF_AN_OBJECT)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    targets = 50 + 20 * normal(*points, 2)
+    visible = torch.rand(points, generator=generator, dtype=torch.float64) < 0.7
+    hidden = torch.rand(*shape, 1, generator=generator, dtype=torch.float64) < 0.1
+    return {
+        "keypoints": targets + 3 * normal(*points, 2),
+        "targets": targets,
+        "visibility": visible & ~hidden,
+        "area": 400 * normal(*shape).exp(),
+        "sigmas": torch.linspace(0.03, 0.11, KEYPOINTS_OF_AN_OBJECT, dtype=torch.float64),
+    }
+
+
+def _degenerate_keypoints() -> dict[str, Tensor]:
+    """At, near and far from the target, of objects with, nearly without and without an area."""
+    offset = torch.tensor([0.0, 2.0**-24, 1.0, 2.0**10, 2.0**15], dtype=torch.float64)
+    targets = torch.zeros(4, KEYPOINTS_OF_AN_OBJECT, 2, dtype=torch.float64)
+    return {
+        "keypoints": targets + offset[:, None],
+        "targets": targets,
+        "visibility": torch.tensor([[1], [0], [1], [2]]).expand(4, KEYPOINTS_OF_AN_OBJECT),
+        "area": torch.tensor([0.0, 1.0, 2.0**-24, 65504.0], dtype=torch.float64),
+        "sigmas": torch.tensor([0.025, 0.0, 1.0, 0.05, 0.107], dtype=torch.float64),
+    }
+
+
+KEYPOINTS = Family(
+    engine="box_pair",
+    build=_keypoints,
+    degenerate=_degenerate_keypoints,
+    differentiable=("keypoints", "targets"),
+)
+
+
 def _box_sets(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     """Sets (*batch, N, 4) and (*batch, M, 4) for a shape (*batch, N, M)."""
     *batch, rows, columns = shape
@@ -1915,6 +2009,16 @@ CASES: tuple[Case, ...] = (
         )
         for mode in ("sqrt", "log", "w2")
     ),
+    Case("probabilistic_iou_loss", "ProbIoU", ROTATED_PAIRS, "ProbabilisticIoULoss"),
+    Case(
+        "probabilistic_iou_loss",
+        "ProbIoU, ultralytics' eps and floor",
+        ROTATED_PAIRS,
+        "ProbabilisticIoULoss",
+        variant="floor",
+        options={"eps": 1e-7, "floor": 0.01},
+    ),
+    Case("object_keypoint_similarity_loss", "OKS", KEYPOINTS, "ObjectKeypointSimilarityLoss"),
     Case("repulsion_loss", "Repulsion", CROWD, "RepulsionLoss"),
     Case(
         "repulsion_loss",

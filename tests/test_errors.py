@@ -113,7 +113,7 @@ def test_devices_that_differ(case: Case) -> None:
 @each_function(lambda case: case.family.engine in ("pointwise", "box_pair"))
 def test_shapes_that_differ(case: Case) -> None:
     name = case.family.differentiable[-1]
-    for shape in ((3, 5), (1, 4), (4,), (2, 3, 4)):
+    for shape in ((3, 6), (1, 4), (4,), (2, 3, 4)):
         arguments = case.arguments((3, 4) if case.family.engine == "pointwise" else (3,))
         arguments[name] = torch.zeros(shape)
         if name == case.prediction:
@@ -169,14 +169,15 @@ def test_avg_factor(case: Case) -> None:
 
 
 @each_function(lambda case: "box" in case.prediction)
-@pytest.mark.parametrize("shape", [(3, 5), (3, 3), (4, 3), (0,), ()])
+@pytest.mark.parametrize("shape", [(3, 6), (3, 3), (4, 3), (0,), ()])
 def test_last_dimension_of_boxes(case: Case, shape: tuple[int, ...]) -> None:
     names = [name for name in case.arguments() if "boxes" in name]
+    numbers = case.arguments(1)[case.prediction].shape[-1]
     for name in names:
         arguments = case.arguments((3, 4) if case.family.engine != "box_pair" else (3,))
         arguments[name] = torch.zeros(shape)
         message = expect(ValueError, case, name, arguments)
-        assert "4)" in message
+        assert f"{numbers})" in message
         assert shape_text(arguments[name]) in message
 
 
@@ -207,6 +208,8 @@ def test_pairwise_kind() -> None:
 CHOICES: list[tuple[str, str, list[Any], str]] = [
     ("info_nce_loss", "mode", ["rows", "simclr", None, ["clip"]], "'nt_xent', 'cross' or 'clip'"),
     ("box_iou_loss", "mode", ["cubic", "", None, ["log"]], "'linear', 'square' or 'log'"),
+    ("probabilistic_iou_loss", "eps", [0.0, -1e-7, NAN], "above 0"),
+    ("probabilistic_iou_loss", "floor", [-0.01, NAN, math.inf], "at least 0 and finite"),
     ("wise_box_iou_loss", "version", [0, 4, "3", None], "1, 2 or 3"),
     (
         "normalized_wasserstein_loss",

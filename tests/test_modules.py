@@ -96,7 +96,7 @@ def test_module_can_be_copied_saved_and_shown(name: str) -> None:
     assert "reduction='mean'" in shown
     for option in inspect.signature(type(module)).parameters:
         given_once = ("in_features", "num_classes", "bias", "device", "dtype")  # to a layer
-        if option not in ("weight", "pos_weight", "process_group", *given_once):
+        if option not in ("weight", "pos_weight", "sigmas", "process_group", *given_once):
             assert f"{option}={getattr(module, option)!r}" in shown
 
 

@@ -337,6 +337,81 @@ FASTLOSS_INLINE void store_transposed(T* records, Vec<T> a, Vec<T> b, Vec<T> c, 
   }
 }
 
+// ---- N records of any count of numbers <-> as many vectors of N lanes ----
+
+namespace lanes {
+
+// The numbers of the records lie in as many vectors: number c of record r is lane
+// (kNumbers r + c) % kLanes of vector (kNumbers r + c) / kLanes. Each vector of the result is put
+// together from one after the other of those. Which lane of what has been put together (the next
+// vector's count from kLanes) becomes `lane`, when vector `next` is taken in:
+template <int kLanes, int kNumbers>
+struct Records {
+  static constexpr int load(int lane, int number, int next) {
+    return pick(lane, kNumbers * lane + number, kLanes, next);
+  }
+  static constexpr int store(int lane, int vector, int next) {
+    const int place = kLanes * vector + lane;
+    return pick(lane, place % kNumbers * kLanes + place / kNumbers, kLanes, next);
+  }
+
+ private:
+  static constexpr int pick(int lane, int source, int size, int next) {
+    if (source / size == next) return size + source % size;
+    return next == 1 && source / size == 0 ? source % size : lane;
+  }
+};
+
+template <bool kLoads, int kPart, int kNext, class T, int kNumbers, int... Lane>
+FASTLOSS_INLINE Vec<T> put_together(const Vec<T>& so_far, const Vec<T> (&in)[kNumbers],
+                                    std::integer_sequence<int, Lane...> all) {
+  if constexpr (kNext == kNumbers) {
+    return so_far;
+  } else {
+    using Order = Records<Vec<T>::kLanes, kNumbers>;
+    const Vec<T> more = __builtin_shufflevector(
+        so_far.lanes, in[kNext].lanes,
+        (kLoads ? Order::load(Lane, kPart, kNext) : Order::store(Lane, kPart, kNext))...);
+    return put_together<kLoads, kPart, kNext + 1>(more, in, all);
+  }
+}
+
+template <bool kLoads, class T, int kNumbers, int... Part>
+FASTLOSS_INLINE void put_all_together(Vec<T> (&out)[kNumbers], const Vec<T> (&in)[kNumbers],
+                                      std::integer_sequence<int, Part...>) {
+  constexpr std::make_integer_sequence<int, Vec<T>::kLanes> kAll{};
+  ((out[Part] = put_together<kLoads, Part, 1>(in[0], in, kAll)), ...);
+}
+
+}  // namespace lanes
+
+// kLanes records, one after the other in memory, to a vector for each of their numbers.
+template <class T, int kNumbers>
+FASTLOSS_INLINE void load_records(const T* records, Vec<T> (&out)[kNumbers]) {
+  if constexpr (kNumbers == 4) {
+    load_transposed(records, out[0], out[1], out[2], out[3]);
+  } else {
+    Vec<T> in[kNumbers];
+    for (int i = 0; i < kNumbers; ++i) in[i] = Vec<T>::load(records + i * Vec<T>::kLanes);
+    lanes::put_all_together<true>(out, in, std::make_integer_sequence<int, kNumbers>{});
+  }
+}
+
+// The inverse of load_records.
+template <class T, int kNumbers>
+FASTLOSS_INLINE void store_records(T* records, const Vec<T> (&in)[kNumbers], bool streaming) {
+  if constexpr (kNumbers == 4) {
+    store_transposed(records, in[0], in[1], in[2], in[3], streaming);
+  } else {
+    Vec<T> out[kNumbers];
+    lanes::put_all_together<false>(out, in, std::make_integer_sequence<int, kNumbers>{});
+    for (int i = 0; i < kNumbers; ++i) {
+      T* const place = records + i * Vec<T>::kLanes;
+      streaming ? out[i].store_streaming(place) : out[i].store(place);
+    }
+  }
+}
+
 // ---- kLanes vectors as the rows of a matrix ----
 
 template <class T>

@@ -20,6 +20,10 @@ constexpr int kResidentBlocks = 4;
 template <class T>
 constexpr int kWide = sizeof(T) == 4 ? 4 : 1;
 
+// Whether so many elements can be aligned together.
+template <int kWidth>
+constexpr bool makes_packs = kWidth > 1 && (kWidth & (kWidth - 1)) == 0;
+
 constexpr std::size_t pack_alignment(std::size_t item, int width) {
   return item * static_cast<std::size_t>(width) < 16 ? item * static_cast<std::size_t>(width) : 16;
 }
@@ -135,7 +139,7 @@ struct Span {
 
 template <int kWidth, class T, class Item>
 FASTLOSS_DEVICE_INLINE void load_items(T (&out)[kWidth], const Item* in, const Span& span) {
-  if constexpr (kWidth > 1) {
+  if constexpr (makes_packs<kWidth>) {
     if (span.is_pack) {
       const auto pack = *reinterpret_cast<const Pack<Item, kWidth>*>(in + span.offset);
       for (int i = 0; i < kWidth; ++i) out[i] = to_number<T>(pack.item[i]);
@@ -147,7 +151,7 @@ FASTLOSS_DEVICE_INLINE void load_items(T (&out)[kWidth], const Item* in, const S
 
 template <int kWidth, class T, class Item>
 FASTLOSS_DEVICE_INLINE void store_items(Item* out, const T (&in)[kWidth], const Span& span) {
-  if constexpr (kWidth > 1) {
+  if constexpr (makes_packs<kWidth>) {
     if (span.is_pack) {
       Pack<Item, kWidth> pack;
       for (int i = 0; i < kWidth; ++i) pack.item[i] = to_item<Item>(in[i]);

@@ -77,10 +77,13 @@ struct LossInfo {
   Targets targets = Targets::kNumbers;
   bool has_range = false;  // whether an input outside [lowest, highest] is an error
   double lowest = 0, highest = 0;
-  // What the loss calls its arguments (of the engines pointwise and softmax).
+  // What the loss calls its arguments (of the engines pointwise, softmax and box_pair).
   const char *input_name = "input", *target_name = "target", *extra_name = "pos_weight",
              *weight_name = "weight";
-  double of_nothing = 0.0;  // what there is without any element: 0, but for a metric
+  // Of losses of a pair of boxes, or of points:
+  int coordinates = 4;          // of either
+  bool has_pair_extra = false;  // `extra` is a number per pair
+  double of_nothing = 0.0;      // what there is without any element: 0, but for a metric
   // Of region losses:
   bool pools_classes = false;      // one loss for all classes together
   bool has_voxel_loss = false;     // adds a loss of voxels

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Engine `box_pair`: one number per pair of boxes, from eight coordinates and parameters.
+// Engine `box_pair`: one number per pair of boxes, or of points, from their coordinates and
+// parameters. Boxes have four coordinates, xyxy, rotated ones five, xywhr, and points two.
 #pragma once
 #include "core/layout.h"
 #include "core/types.h"
@@ -11,6 +12,7 @@ enum BoxPairOperand {
   kBoxPairBoxes1,
   kBoxPairBoxes2,
   kBoxPairWeight,
+  kBoxPairExtra,
   kBoxPairGradient1,
   kBoxPairGradient2,
   kBoxPairOperands,
@@ -22,13 +24,14 @@ struct BoxPairArguments {
   int device_parameter_index =
       -1;                  // the parameter that is read from `device_parameter` instead, or -1
   Input device_parameter;  // 0-d, float32 or float64
-  Layout layout;           // over boxes, in the order of the unreduced loss
+  Layout layout;           // over pairs, in the order of the unreduced loss
   int64_t coordinate_stride[2] = {1, 1};  // of boxes1, boxes2
-  Input boxes1, boxes2;                   // [..., 4] xyxy
+  Input boxes1, boxes2;                   // [..., coordinates]
   Input weight;                           // [...]
-  Output gradient1, gradient2;  // [..., 4] with coordinate stride 1; null: not wanted. The second
-                                // only with the first.
-  LossOutput loss_output;       // values: contiguous
+  Input extra;                            // [...], for the formulas that have it
+  Output gradient1, gradient2;  // [..., coordinates] with coordinate stride 1; null: not wanted.
+                                // The second only with the first.
+  LossOutput loss_output;  // values: contiguous
   Scale loss_scale, gradient_scale;
   bool is_double = false;
 };

@@ -11,7 +11,7 @@ constexpr int kThreads =
 
 enum class Gradients { kNone, kFirst, kBoth };
 
-// Whether the four coordinates of each box are one aligned pack.
+// Whether the coordinates of each box are one aligned pack: no five are.
 struct Packed {
   bool boxes1, boxes2, gradient1, gradient2;
 };
@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     box_pair_kernel(const __grid_constant__ BoxPairArguments arguments, const Packed packed,
                     const Completion completion) {
   constexpr bool kFirst = kGradients != Gradients::kNone, kSecond = kGradients == Gradients::kBoth;
+  constexpr int kCoordinates = coordinates_of<Formula>;
   T parameter[kMaxParameters];
   for (int i = 0; i < Formula::kParameters; ++i) parameter[i] = T(arguments.parameters[i]);
   if constexpr (requires { Formula::kDeviceParameter; }) {
@@ -38,28 +39,27 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
        position += step) {
     int64_t offsets[kBoxPairOperands];
     locate(layout, position, offsets);
-    T a[4], b[4], weight[1] = {T(1)};
+    T a[kCoordinates], b[kCoordinates], weight[1] = {T(1)}, extra[1] = {T(1)};
     load(a, arguments.boxes1,
          {offsets[kBoxPairBoxes1], arguments.coordinate_stride[0], packed.boxes1});
     load(b, arguments.boxes2,
          {offsets[kBoxPairBoxes2], arguments.coordinate_stride[1], packed.boxes2});
     if (arguments.weight.data) load(weight, arguments.weight, {offsets[kBoxPairWeight], 0, false});
+    if constexpr (requires { Formula::kPairExtra; })
+      load(extra, arguments.extra, {offsets[kBoxPairExtra], 0, false});
 
-    const Box b1{variable<1, kFirst>(a[0]), variable<2, kFirst>(a[1]), variable<4, kFirst>(a[2]),
-                 variable<8, kFirst>(a[3])};
-    const Box b2{variable<16, kSecond>(b[0]), variable<32, kSecond>(b[1]),
-                 variable<64, kSecond>(b[2]), variable<128, kSecond>(b[3])};
-    const auto result = Formula::loss(b1, b2, parameter);
+    const auto result = loss_of_pair<Formula>(
+        operand<1, kFirst>(a), operand<(1u << kCoordinates), kSecond>(b), extra[0], parameter);
     const T value = detach(result) * weight[0], scale = gradient_scale * weight[0];
     sum += value;
     if constexpr (kFirst) {
-      const T gradient[4] = {derivative<1>(result) * scale, derivative<2>(result) * scale,
-                             derivative<4>(result) * scale, derivative<8>(result) * scale};
+      T gradient[kCoordinates];
+      gradient_of<1>(result, scale, gradient);
       store(arguments.gradient1, gradient, {offsets[kBoxPairGradient1], 1, packed.gradient1});
     }
     if constexpr (kSecond) {
-      const T gradient[4] = {derivative<16>(result) * scale, derivative<32>(result) * scale,
-                             derivative<64>(result) * scale, derivative<128>(result) * scale};
+      T gradient[kCoordinates];
+      gradient_of<(1u << kCoordinates)>(result, scale, gradient);
       store(arguments.gradient2, gradient, {offsets[kBoxPairGradient2], 1, packed.gradient2});
     }
     if (arguments.loss_output.values)
@@ -73,19 +73,25 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   }
 }
 
+template <int kCoordinates>
 bool is_packed_box(const Layout& layout, int operand, const void* data, DType dtype,
                    int64_t coordinate_stride) {
-  if (coordinate_stride != 1 || !is_pack_aligned(data, dtype, 4)) return false;
-  for (int d = 0; d < layout.dims; ++d) {
-    if (layout.stride[operand][d] % 4 != 0) return false;
+  if constexpr (makes_packs<kCoordinates>) {
+    if (coordinate_stride != 1 || !is_pack_aligned(data, dtype, kCoordinates)) return false;
+    for (int d = 0; d < layout.dims; ++d) {
+      if (layout.stride[operand][d] % kCoordinates != 0) return false;
+    }
+    return true;
+  } else {
+    return false;
   }
-  return true;
 }
 
 template <class Formula, class T, Gradients kGradients>
 void run_typed(const BoxPairArguments& arguments, const Execution& execution) {
   const auto packed = [&](int operand, const auto& boxes, int64_t coordinate_stride) {
-    return is_packed_box(arguments.layout, operand, boxes.data, boxes.dtype, coordinate_stride);
+    return is_packed_box<coordinates_of<Formula>>(arguments.layout, operand, boxes.data,
+                                                  boxes.dtype, coordinate_stride);
   };
   const unsigned grid = grid_for(arguments.layout.numel, kThreads);
   launch(box_pair_kernel<Formula, T, kGradients>, grid, kThreads, 0, execution.stream, arguments,

@@ -8,6 +8,7 @@
 #pragma once
 #include "core/special.h"
 #include "losses/list.h"
+#include "losses/rotated_box.h"
 
 namespace fastloss::FASTLOSS_TARGET {
 
@@ -231,7 +232,7 @@ using BoxSimilarities = List<BoxIoU, GeneralizedBoxIoU, DistanceBoxIoU, Complete
 
 // The loss of a similarity is 1 − similarity.
 template <class Similarity>
-struct OneMinus {
+struct OneMinus : OfBoxes {
   static constexpr int kParameters = Similarity::kParameters;
   template <class B1, class B2, class T>
   static FASTLOSS_INLINE auto loss(const B1& b1, const B2& b2, const T* parameter) {
@@ -258,7 +259,7 @@ struct NormalizedWassersteinLossExp : OneMinus<NormalizedWasserstein> {
   static constexpr const char* kName = "normalized_wasserstein_loss/exp";
 };
 
-struct BoxIoULossSquare {
+struct BoxIoULossSquare : OfBoxes {
   static constexpr const char* kName = "box_iou_loss/square";
   static constexpr int kParameters = 1;  // eps
   template <class B1, class B2, class T>
@@ -267,7 +268,7 @@ struct BoxIoULossSquare {
   }
 };
 
-struct BoxIoULossLog {
+struct BoxIoULossLog : OfBoxes {
   static constexpr const char* kName = "box_iou_loss/log";
   static constexpr int kParameters = 1;  // eps
   template <class B1, class B2, class T>
@@ -277,7 +278,7 @@ struct BoxIoULossLog {
 };
 
 // (1 − EIoU)·IoU^gamma.
-struct EfficientBoxIoULoss {
+struct EfficientBoxIoULoss : OfBoxes {
   static constexpr const char* kName = "efficient_box_iou_loss";
   static constexpr int kParameters = 3;  // eps, gamma, detach_focal
   template <class B1, class B2, class T>
@@ -298,7 +299,7 @@ struct EfficientBoxIoULoss {
 };
 
 // r·exp(ρ²/c²)·(1 − IoU), c² constant for the gradient. Tong et al. 2023, arXiv 2301.10051.
-struct WiseBoxIoULoss {
+struct WiseBoxIoULoss : OfBoxes {
   static constexpr const char* kName = "wise_box_iou_loss";
   static constexpr int kParameters = 6;  // eps, version, iou_mean, alpha, delta, gamma
   static constexpr int kDeviceParameter = 2;
@@ -329,7 +330,7 @@ struct WiseBoxIoULoss {
 };
 
 // CIoU with v = (σ(w₂/h₂) − σ(w₁/h₁))²: no paper, the community's XIoU.
-struct SigmoidAspectBoxIoULoss {
+struct SigmoidAspectBoxIoULoss : OfBoxes {
   static constexpr const char* kName = "sigmoid_aspect_box_iou_loss";
   static constexpr int kParameters = 1;  // eps
   template <class B1, class B2, class T>
@@ -349,7 +350,7 @@ struct SigmoidAspectBoxIoULoss {
 
 // The other three readings of the Wasserstein distance.
 template <class Derived>
-struct WassersteinDistanceLoss {
+struct WassersteinDistanceLoss : OfBoxes {
   static constexpr int kParameters = 2;  // eps, constant (which only the normalised form uses)
   template <class B1, class B2, class T>
   static FASTLOSS_INLINE auto loss(const B1& b1, const B2& b2, const T* parameter) {
@@ -379,10 +380,79 @@ struct NormalizedWassersteinLossSquared
   }
 };
 
-using BoxPairLosses = List<BoxIoULossLinear, BoxIoULossSquare, BoxIoULossLog, GeneralizedBoxIoULoss,
-                           DistanceBoxIoULoss, CompleteBoxIoULoss, EfficientBoxIoULoss,
-                           ScyllaBoxIoULoss, WiseBoxIoULoss, SigmoidAspectBoxIoULoss,
-                           NormalizedWassersteinLossExp, NormalizedWassersteinLossSqrt,
-                           NormalizedWassersteinLossLog, NormalizedWassersteinLossSquared>;
+template <class X, class Y>
+struct Point {
+  X x;
+  Y y;
+};
+
+// How unlike two keypoints are: 1 − exp(−d² / spread), a term of the object keypoint similarity.
+// Maji et al. 2022, YOLO-Pose, arXiv 2204.06806.
+struct ObjectKeypointSimilarityLoss {
+  static constexpr const char* kName = "object_keypoint_similarity_loss";
+  static constexpr const char *kInputName = "keypoints", *kTargetName = "targets",
+                              *kExtraName = "spread";
+  static constexpr int kParameters = 0;
+  static constexpr int kCoordinates = 2;
+  static constexpr bool kPairExtra = true;
+  static constexpr bool kWeightedMean = false;  // it divides by the number of keypoints
+  template <class P1, class P2, class V, class T>
+  static FASTLOSS_INLINE auto loss(const P1& p1, const P2& p2, const V& spread,
+                                   const T* /*parameter*/) {
+    return saturation((square(p1.x - p2.x) + square(p1.y - p2.y)) / spread);
+  }
+};
+
+using BoxPairLosses =
+    List<BoxIoULossLinear, BoxIoULossSquare, BoxIoULossLog, GeneralizedBoxIoULoss,
+         DistanceBoxIoULoss, CompleteBoxIoULoss, EfficientBoxIoULoss, ScyllaBoxIoULoss,
+         WiseBoxIoULoss, SigmoidAspectBoxIoULoss, NormalizedWassersteinLossExp,
+         NormalizedWassersteinLossSqrt, NormalizedWassersteinLossLog,
+         NormalizedWassersteinLossSquared, ProbabilisticIoULoss, ObjectKeypointSimilarityLoss>;
+
+// ---- what the engine hands to a formula ----
+
+template <class Formula>
+constexpr int coordinates_of = List<Formula>::kInfo[0].coordinates;
+
+// A box or point of so many coordinates, each a variable where a gradient is wanted: the first one
+// is the seed kFirst, the next one the next bit.
+template <unsigned kFirst, bool kWanted, class V>
+FASTLOSS_INLINE auto operand(const V (&c)[4]) {
+  return Box{variable<kFirst, kWanted>(c[0]), variable<2 * kFirst, kWanted>(c[1]),
+             variable<4 * kFirst, kWanted>(c[2]), variable<8 * kFirst, kWanted>(c[3])};
+}
+template <unsigned kFirst, bool kWanted, class V>
+FASTLOSS_INLINE auto operand(const V (&c)[5]) {
+  return RotatedBox{variable<kFirst, kWanted>(c[0]), variable<2 * kFirst, kWanted>(c[1]),
+                    variable<4 * kFirst, kWanted>(c[2]), variable<8 * kFirst, kWanted>(c[3]),
+                    variable<16 * kFirst, kWanted>(c[4])};
+}
+template <unsigned kFirst, bool kWanted, class V>
+FASTLOSS_INLINE auto operand(const V (&c)[2]) {
+  return Point{variable<kFirst, kWanted>(c[0]), variable<2 * kFirst, kWanted>(c[1])};
+}
+
+// The derivatives with respect to the coordinates of such an operand, times a factor.
+template <unsigned kFirst, class X, class V, int kCoordinates>
+FASTLOSS_INLINE void gradient_of(const X& loss, const V& factor, V (&out)[kCoordinates]) {
+  out[0] = derivative<kFirst>(loss) * factor;
+  out[1] = derivative<2 * kFirst>(loss) * factor;
+  if constexpr (kCoordinates > 2) {
+    out[2] = derivative<4 * kFirst>(loss) * factor;
+    out[3] = derivative<8 * kFirst>(loss) * factor;
+  }
+  if constexpr (kCoordinates > 4) out[4] = derivative<16 * kFirst>(loss) * factor;
+}
+
+// The loss of a pair, whose formula may have one more number of it.
+template <class Formula, class B1, class B2, class V, class T>
+FASTLOSS_INLINE auto loss_of_pair(const B1& b1, const B2& b2, const V& extra, const T* parameter) {
+  if constexpr (requires { Formula::kPairExtra; }) {
+    return Formula::loss(b1, b2, extra, parameter);
+  } else {
+    return Formula::loss(b1, b2, parameter);
+  }
+}
 
 }  // namespace fastloss::FASTLOSS_TARGET

@@ -21,6 +21,12 @@ constexpr bool is_of_policy = requires { Formula::kOfPolicy; };
 template <class Formula>
 constexpr bool has_range = requires { Formula::kRange; };
 
+// What a loss of pairs of boxes calls its arguments.
+struct OfBoxes {
+  static constexpr const char *kInputName = "boxes1", *kTargetName = "boxes2",
+                              *kExtraName = "iou_mean";
+};
+
 template <class... Formulas>
 struct List {
   static constexpr int kSize = sizeof...(Formulas);
@@ -50,6 +56,8 @@ struct List {
     info.classes_last = requires { Formula::kClassesLast; };
     info.is_masked = requires { Formula::kMasked; };
     info.has_row_weight = requires { Formula::kRowWeight; };
+    if constexpr (requires { Formula::kCoordinates; }) info.coordinates = Formula::kCoordinates;
+    info.has_pair_extra = requires { Formula::kPairExtra; };
     info.pools_classes = requires { Formula::class_weight(0.0); };
     if constexpr (requires { typename Formula::Voxel; }) {
       info.has_voxel_loss = true;

@@ -184,11 +184,12 @@ Tensor linear_cross_entropy(std::string_view loss, py::handle input, py::handle 
 }
 
 Tensor box_pair(std::string_view loss, py::handle boxes1, py::handle boxes2,
-                const py::tuple& parameters, py::handle device_parameter, py::handle weight,
+                const py::tuple& parameters, py::handle extra, py::handle weight,
                 py::handle reduction, py::handle avg_factor) {
   static const auto op = find_operator<LossSignature>("fastloss::box_pair");
-  return call_loss(op, {"boxes1", "boxes2", "iou_mean"}, loss, boxes1, boxes2, parameters,
-                   device_parameter, weight, reduction, avg_factor);
+  const LossInfo& info = info_of(catalogue().box_pair, loss);
+  return call_loss(op, {info.input_name, info.target_name, info.extra_name}, loss, boxes1, boxes2,
+                   parameters, extra, weight, reduction, avg_factor);
 }
 
 Tensor box_matrix(py::handle kind, py::handle boxes1, py::handle boxes2,

@@ -84,10 +84,11 @@ inline void check_same_shape(std::string_view loss, const char* argument, const 
                     ", got ", tensor.sym_sizes());
 }
 
-inline void check_boxes(std::string_view loss, const char* argument, const Tensor& boxes) {
+inline void check_boxes(std::string_view loss, const char* argument, const Tensor& boxes,
+                        int coordinates = 4) {
   check_floating(loss, argument, boxes);
-  TORCH_CHECK_VALUE(boxes.dim() >= 1 && boxes.sym_size(-1) == 4, public_name(loss), ": ", argument,
-                    " must have shape (..., 4), got ", boxes.sym_sizes());
+  TORCH_CHECK_VALUE(boxes.dim() >= 1 && boxes.sym_size(-1) == coordinates, public_name(loss), ": ",
+                    argument, " must have shape (..., ", coordinates, "), got ", boxes.sym_sizes());
 }
 
 // A tensor that stands for one number of the reduction.

@@ -23,6 +23,10 @@ boxes1: Boxes (..., 4), usually the predictions: x1, y1, x2, y2 in any unit, of 
     dtype and any strides. Zero-area and inverted boxes are allowed.""",
     "boxes2": """\
 boxes2: Boxes of the same shape, usually the ground truth. The dtype may be another one.""",
+    "rotated_boxes1": """\
+boxes1: Boxes (..., 5), usually the predictions: x and y of the centre, width, height, and the
+    angle of the width's side in radians; any floating dtype, any strides. Boxes without an area
+    are allowed.""",
     "input": """\
 input: Predictions, any shape, any floating dtype, any strides.""",
     "element_logits": """\

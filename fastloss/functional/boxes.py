@@ -4,16 +4,19 @@
 Which one? CIoU is the usual choice, GIoU and DIoU its simpler forms; the IoU loss alone has no
 gradient for boxes that do not overlap. SIoU, EIoU and WIoU are tried where CIoU converges slowly,
 WIoU v3 where labels are noisy. NWD is for objects of a few pixels, repulsion for crowds, DFL for
-detectors that predict a distribution for each side.
+detectors that predict a distribution for each side. Rotated boxes (..., 5), given as x, y, width,
+height and angle, have losses of their own, as ProbIoU, and so have keypoints.
 """
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from .. import _ops
+from ..reference.boxes import _keypoint_factors
 from ._shared import check_number, documented, option_error
 
 __all__ = [
@@ -25,7 +28,9 @@ __all__ = [
     "efficient_box_iou_loss",
     "generalized_box_iou_loss",
     "normalized_wasserstein_loss",
+    "object_keypoint_similarity_loss",
     "pairwise_box_iou",
+    "probabilistic_iou_loss",
     "repulsion_loss",
     "scylla_box_iou_loss",
     "sigmoid_aspect_box_iou_loss",
@@ -426,7 +431,7 @@ def wise_box_iou_loss(
         boxes1,
         boxes2,
         (eps, float(version), mean, alpha, delta, gamma),
-        device_parameter=device_mean,
+        extra=device_mean,
         weight=weight,
         reduction=reduction,
         avg_factor=avg_factor,
@@ -539,6 +544,141 @@ def normalized_wasserstein_loss(
         weight=weight,
         reduction=reduction,
         avg_factor=avg_factor,
+    )
+
+
+@documented
+def probabilistic_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-3,
+    *,
+    floor: float = 0.0,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """ProbIoU loss of rotated boxes: how far their Gaussians are apart.
+
+    1 - ProbIoU = √(1 - exp(-D) + eps), with D = Δᵀ (Σ₁ + Σ₂)⁻¹ Δ / 4 +
+    ½ ln(|Σ₁ + Σ₂| / (4 √(|Σ₁| |Σ₂|)) + eps), held between eps and 100. Δ is the offset of the
+    centres; the covariance Σ of a box has the variances w² / 12 + floor and h² / 12 + floor along
+    its sides. With eps = 1e-7 it is 1 minus ultralytics' ``probiou``.
+
+    Gaussian Bounding Boxes and Probabilistic Intersection-over-Union for Object Detection, 2021,
+    arXiv 2106.06072.
+
+    Args:
+        {rotated_boxes1}
+        {boxes2}
+        {reduction}
+        eps: Added to denominators, to the logarithm's argument and below the root; above 0.
+            Identical boxes have a loss of about √(2 eps). ultralytics': 1e-7.
+        floor: Added to the variances, at least 0: bounds the gradient of thin boxes. In
+            ultralytics' training it is 0.01.
+        {box_weight}
+        {avg_factor}
+
+    {box_returns}
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> boxes1 = torch.tensor([[30.0, 25.0, 40.0, 30.0, 0.2], [40.0, 50.0, 40.0, 60.0, 0.0]])
+        >>> boxes2 = torch.tensor([[31.0, 26.0, 36.0, 36.0, 0.0], [80.0, 55.0, 20.0, 50.0, 1.0]])
+        >>> F.probabilistic_iou_loss(boxes1, boxes2)
+        tensor([0.1213, 0.9125])
+    """
+    check_number("probabilistic_iou_loss", "eps", eps, "above 0")
+    check_number("probabilistic_iou_loss", "floor", floor, "at least 0 and finite")
+    return _ops.box_pair(
+        "probabilistic_iou_loss",
+        boxes1,
+        boxes2,
+        (eps, floor),
+        weight=weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+
+
+@documented
+def object_keypoint_similarity_loss(
+    keypoints: Tensor,
+    targets: Tensor,
+    visibility: Tensor,
+    area: Tensor,
+    sigmas: Tensor,
+    reduction: str = "mean",
+) -> Tensor:
+    """OKS loss: how unlike predicted keypoints are to those of an object.
+
+    K v (1 - exp(-d² / (2 (2σ)² A))) / V of every keypoint, with d its distance to the target, σ how
+    far annotators are apart for its kind, v its visibility, A the object's area, K the number of
+    keypoints of an object and V of those whose visibility is not 0. The mean is over all keypoints,
+    so each object counts the same however many of its keypoints are visible. ultralytics' values.
+
+    YOLO-Pose: Enhancing YOLO for Multi Person Pose Estimation Using Object Keypoint Similarity
+    Loss, 2022, arXiv 2204.06806.
+
+    Args:
+        keypoints: Predicted keypoints (N, K, 2), x and y in any unit, of any floating dtype and any
+            strides. There may be any number of leading dimensions.
+        targets: Keypoints of the same shape. The dtype may be another one.
+        visibility: Factor of every keypoint (N, K), 0 where it does not count; bool or any number.
+            Of COCO's flags 0, 1 and 2 it is ``flags > 0``.
+        area: Area of every object (N,), in the unit of the keypoints squared.
+        sigmas: σ of each of the K keypoints (K,), above 0.
+        {reduction}
+
+    Returns:
+        The loss: shape (N, K) for ``"none"``, else a 0-d tensor; float32, or float64 if keypoints
+        or targets are. The mean over no keypoints is 0, with a gradient of 0.
+
+    {raises}
+
+    Example:
+        >>> import torch
+        >>> import fastloss.functional as F
+        >>> keypoints = torch.tensor([[[10.0, 12.0], [31.0, 40.0]]])
+        >>> targets = torch.tensor([[[11.0, 10.0], [30.0, 36.0]]])
+        >>> visibility, area = torch.tensor([[True, False]]), torch.tensor([900.0])
+        >>> F.object_keypoint_similarity_loss(
+        ...     keypoints, targets, visibility, area, torch.tensor([0.025, 0.05])
+        ... )
+        tensor(0.6708)
+    """
+    name = "object_keypoint_similarity_loss"
+    for argument, tensor in (
+        ("keypoints", keypoints),
+        ("targets", targets),
+        ("visibility", visibility),
+        ("area", area),
+        ("sigmas", sigmas),
+    ):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: {argument} must be a Tensor, got {type(tensor).__name__}")
+    points = keypoints.shape[:-1]
+    for argument, tensor, shape in (
+        ("visibility", visibility, points),
+        ("area", area, points[:-1]),
+        ("sigmas", sigmas, points[-1:]),
+    ):
+        if tensor.is_complex():
+            raise TypeError(f"{name}: {argument} must be real numbers, got {tensor.dtype}")
+        if tensor.device != keypoints.device:
+            device = f"on keypoints's device {keypoints.device}"
+            raise ValueError(f"{name}: {argument} must be {device}, got {tensor.device}")
+        if tensor.shape != shape:
+            fit = f"shape {list(shape)} for keypoints of shape {list(keypoints.shape)}"
+            raise ValueError(f"{name}: {argument} must have {fit}, got {list(tensor.shape)}")
+    is_double = torch.float64 in (keypoints.dtype, targets.dtype)
+    dtype = torch.float64 if is_double else torch.float32
+    weight, spread = _keypoint_factors(visibility, area, sigmas, dtype)
+    return _ops.box_pair(
+        name, keypoints, targets, (), extra=spread, weight=weight, reduction=reduction
     )
 
 

@@ -17,6 +17,8 @@ __all__ = [
     "EfficientBoxIoULoss",
     "GeneralizedBoxIoULoss",
     "NormalizedWassersteinLoss",
+    "ObjectKeypointSimilarityLoss",
+    "ProbabilisticIoULoss",
     "RepulsionLoss",
     "ScyllaBoxIoULoss",
     "SigmoidAspectBoxIoULoss",
@@ -36,7 +38,7 @@ class _BoxPairLoss(Loss):
         weight: Tensor | None = None,
         avg_factor: Tensor | float | None = None,
     ) -> Tensor:
-        """The loss of boxes (..., 4) against boxes of the same shape; ``weight`` is (...)."""
+        """The loss of boxes against boxes of the same shape; ``weight`` has a number per box."""
         return self.function(boxes1, boxes2, weight=weight, avg_factor=avg_factor, **self.options())
 
 
@@ -236,6 +238,37 @@ class NormalizedWassersteinLoss(_BoxPairLoss):
         mode: str = "exp",
     ) -> None:
         super().__init__(reduction=reduction, eps=eps, constant=constant, mode=mode)
+
+
+class ProbabilisticIoULoss(_BoxPairLoss):
+    """ProbIoU loss: :func:`fastloss.functional.probabilistic_iou_loss`."""
+
+    function = staticmethod(functional.probabilistic_iou_loss)
+    floor: float
+
+    def __init__(self, reduction: str = "mean", eps: float = 1e-3, *, floor: float = 0.0) -> None:
+        super().__init__(reduction=reduction, eps=eps, floor=floor)
+
+
+class ObjectKeypointSimilarityLoss(Loss):
+    """OKS loss: :func:`fastloss.functional.object_keypoint_similarity_loss`.
+
+    Args:
+        sigmas: σ of each of the K keypoints (K,).
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+    """
+
+    function = staticmethod(functional.object_keypoint_similarity_loss)
+    sigmas: Tensor
+
+    def __init__(self, sigmas: Tensor, reduction: str = "mean") -> None:
+        super().__init__(sigmas=sigmas, reduction=reduction)
+
+    def forward(
+        self, keypoints: Tensor, targets: Tensor, visibility: Tensor, area: Tensor
+    ) -> Tensor:
+        """The loss of keypoints (N, K, 2); ``visibility`` is (N, K), ``area`` is (N,)."""
+        return self.function(keypoints, targets, visibility, area, **self.options())
 
 
 class RepulsionLoss(Loss):

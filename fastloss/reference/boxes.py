@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._reduce import power, promote, reduce_loss
+from ._reduce import power, promote, reduce_loss, root
 
 __all__ = [
     "box_iou_loss",
@@ -20,7 +20,9 @@ __all__ = [
     "efficient_box_iou_loss",
     "generalized_box_iou_loss",
     "normalized_wasserstein_loss",
+    "object_keypoint_similarity_loss",
     "pairwise_box_iou",
+    "probabilistic_iou_loss",
     "repulsion_loss",
     "scylla_box_iou_loss",
     "sigmoid_aspect_box_iou_loss",
@@ -345,6 +347,113 @@ def normalized_wasserstein_loss(
     else:
         raise ValueError(f"normalized_wasserstein_loss: unknown mode {mode!r}")
     return reduce_loss(loss, weight, reduction, avg_factor)
+
+
+class _Ellipse(NamedTuple):
+    """A rotated box as a Gaussian: the deviations along and across its axis, and the axis."""
+
+    along: Tensor
+    across: Tensor
+    cosine: Tensor
+    sine: Tensor
+
+    @classmethod
+    def of(cls, along: Tensor, across: Tensor, angle: Tensor) -> _Ellipse:
+        return cls(along, across, angle.cos(), angle.sin())
+
+    def turn_to(self, other: _Ellipse) -> tuple[Tensor, Tensor]:
+        """cos² and sin² of the angle between two axes."""
+        cosine = self.cosine * other.cosine + self.sine * other.sine
+        sine = self.sine * other.cosine - self.cosine * other.sine
+        return cosine.square(), sine.square()
+
+    def offset(self, dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """A vector along and across the axis."""
+        return self.cosine * dx + self.sine * dy, self.cosine * dy - self.sine * dx
+
+
+def _sum_of_covariances(first: _Ellipse, second: _Ellipse) -> tuple[Tensor, Tensor]:
+    """The determinant of the sum of two covariances as 4 · product + excess.
+
+    The product is √(|Σ₁| |Σ₂|), and the excess a sum of squares, which is 0 for equal covariances.
+    """
+    cosine2, sine2 = first.turn_to(second)
+    area1, area2 = first.along * first.across, second.along * second.across
+    excess = (
+        (area1 - area2).square()
+        + cosine2 * (first.along * second.across - second.along * first.across).square()
+        + sine2 * (first.along * second.along - first.across * second.across).square()
+    )
+    return area1 * area2, excess
+
+
+def probabilistic_iou_loss(
+    boxes1: Tensor,
+    boxes2: Tensor,
+    reduction: str = "none",
+    eps: float = 1e-3,
+    *,
+    floor: float = 0.0,
+    weight: Tensor | None = None,
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """``√(1 - e^(-D))``, D Bhattacharyya's distance of the Gaussians."""
+    boxes1, boxes2 = promote(boxes1, boxes2)
+    (x1, y1, w1, h1, angle1), (x2, y2, w2, h2, angle2) = boxes1.unbind(-1), boxes2.unbind(-1)
+
+    def deviation(side: Tensor) -> Tensor:
+        return root(side.square() / 12 + floor)
+
+    first = _Ellipse.of(deviation(w1), deviation(h1), angle1)
+    second = _Ellipse.of(deviation(w2), deviation(h2), angle2)
+    product, excess = _sum_of_covariances(first, second)
+    along1, across1 = first.offset(x2 - x1, y2 - y1)
+    along2, across2 = second.offset(x2 - x1, y2 - y1)
+    apart = (
+        (first.along * across1).square()
+        + (first.across * along1).square()
+        + (second.along * across2).square()
+        + (second.across * along2).square()
+    )
+    of_centers = apart / (4 * product + excess + eps) / 4
+    of_shapes = ((excess - eps) / (4 * product + eps) + eps).log1p() / 2
+    distance = (of_centers + of_shapes).clamp(eps, 100.0)
+    return reduce_loss((eps - torch.expm1(-distance)).sqrt(), weight, reduction, avg_factor)
+
+
+def _keypoint_factors(
+    visibility: Tensor, area: Tensor, sigmas: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The factor of every keypoint, and the squared distance at which it has lost 1 - 1/e."""
+    visible = (visibility != 0).sum(-1, keepdim=True, dtype=dtype)
+    weight = visibility.to(dtype) * (visibility.shape[-1] / (visible + 1e-9))
+    # Keypoints without an extent are infinitely far apart, but for a finite number.
+    spread = (area.to(dtype).unsqueeze(-1) + 1e-9) * (8 * sigmas.to(dtype).square())
+    return weight, spread.clamp(min=1e-20)
+
+
+def _keypoint_loss(
+    keypoints: Tensor, targets: Tensor, spread: Tensor, weight: Tensor, reduction: str
+) -> Tensor:
+    """``1 - exp(-d² / spread)``, weighted."""
+    keypoints, targets = promote(keypoints, targets)
+    distance2 = (keypoints - targets).square().sum(-1)
+    loss = -torch.expm1(-distance2 / spread)
+    return reduce_loss(loss, weight, reduction, None, weighted_mean=False)
+
+
+def object_keypoint_similarity_loss(
+    keypoints: Tensor,
+    targets: Tensor,
+    visibility: Tensor,
+    area: Tensor,
+    sigmas: Tensor,
+    reduction: str = "mean",
+) -> Tensor:
+    """``1 - exp(-d² / (2 (2σ)² A))``, times the visibility over the mean number of visible ones."""
+    dtype = promote(keypoints, targets)[0].dtype
+    weight, spread = _keypoint_factors(visibility, area, sigmas, dtype)
+    return _keypoint_loss(keypoints, targets, spread, weight, reduction)
 
 
 def _smooth_ln(overlap: Tensor, sigma: float) -> Tensor:
