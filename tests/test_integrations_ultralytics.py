@@ -113,6 +113,34 @@ def test_bbox_iou_of_half_predictions_and_float_targets() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.01])
+def test_probiou(floor: float, called: list[str]) -> None:
+    from ultralytics.utils import metrics
+
+    more = {"floor": floor} if floor else {}
+    if not more.keys() <= inspect.signature(metrics.probiou).parameters.keys():
+        pytest.skip("this version has no floor")
+    first, second = (
+        torch.cat((boxes(9, seed=seed).abs() + 3, torch.rand(9, 1)), dim=1) for seed in (0, 1)
+    )
+    check_same(lambda a, b: metrics.probiou(a, b, **more), first, second, rtol=1e-3, atol=1e-4)
+    assert called == ["probabilistic_iou_loss"]
+    with fastloss.patch("ultralytics"):
+        assert metrics.probiou(first, second, CIoU=True).shape == (9, 1)
+    assert len(called) == 1
+
+
+def test_keypoint_loss(called: list[str]) -> None:
+    from ultralytics.utils.loss import KeypointLoss
+
+    loss = KeypointLoss(torch.rand(5) / 10 + 0.05)
+    there, area = torch.rand(7, 5, 2) * 40, torch.rand(7, 1) * 900 + 50
+    visible = torch.rand(7, 5) < 0.7
+    check_same(lambda x: loss(x, there, visible, area), there + 3 * torch.randn(7, 5, 2))
+    check_same(lambda x: loss(x, there, visible.float(), area), torch.rand(7, 5, 3) * 40)
+    assert set(called) == {"object_keypoint_similarity_loss"}
+
+
 def test_every_module_has_the_stand_in() -> None:
     from ultralytics.models.utils import loss as of_transformers
     from ultralytics.models.utils import ops

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """ultralytics: IoU, the losses of boxes, distances and focal losses; the criterion of detection.
 
-``patch("ultralytics")`` replaces single functions: ``bbox_iou`` wherever it was imported (losses,
-assigners, RT-DETR's matcher), ``DFLoss``, ``FocalLoss``, ``VarifocalLoss``. Shapes, flags, defaults
-and dtypes are ultralytics'; what the kernels do not take, it computes itself. ``DFLoss`` no longer
-clamps the caller's target in place; ``VarifocalLoss`` takes it that scores are 0 where labels are,
-as RT-DETR's.
+``patch("ultralytics")`` replaces single functions: ``bbox_iou`` and ``probiou`` wherever they were
+imported (losses, assigners, RT-DETR's matcher), ``DFLoss``, ``FocalLoss``, ``VarifocalLoss``,
+``KeypointLoss``; ``BboxLoss`` and ``RotatedBboxLoss`` are made of the first three. Shapes, flags,
+defaults and dtypes are ultralytics'; what the kernels do not take, it computes itself. ``DFLoss``
+no longer clamps the caller's target in place; ``VarifocalLoss`` takes it that scores are 0 where
+labels are, as RT-DETR's.
 
 ``patch("ultralytics", criterion="fused")`` also replaces what YOLO detectors of the v8 kind (with
 distributions of distances, ``reg_max`` above 1) spend their loss on: ``v8DetectionLoss`` as a whole
@@ -22,6 +23,7 @@ assigns whichever its sort brings, with a score of 0.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from fastloss import functional
 
-from ._adapters import are_plain, has_kernels
+from ._adapters import PLAIN, are_plain, has_kernels
 from .patching import Framework, Function, Replacement
 
 # ------------------------------------------------------------------------------- single functions
@@ -63,6 +65,47 @@ def _bbox_iou(original: Function) -> Function:
         )
         similarity: Tensor = 1 - loss(first, second, "none", eps)
         return similarity.unsqueeze(-1).to(torch.result_type(box1, box2))
+
+    return stand_in
+
+
+def _probiou(original: Function) -> Function:
+    takes_floor = "floor" in inspect.signature(original).parameters
+
+    @functools.wraps(original)
+    def stand_in(
+        obb1: Tensor, obb2: Tensor, CIoU: bool = False, eps: float = 1e-7, floor: float = 0.0
+    ) -> Tensor:
+        if CIoU or not _are_boxes(obb1, obb2, 5):
+            return original(obb1, obb2, CIoU, eps, *([floor] if takes_floor else []))
+        first, second = torch.broadcast_tensors(obb1, obb2)
+        loss = functional.probabilistic_iou_loss(first, second, "none", eps, floor=floor)
+        return (1 - loss).unsqueeze(-1).to(torch.result_type(obb1, obb2))
+
+    return stand_in
+
+
+def _keypoint_loss(original: Function) -> Function:
+    @functools.wraps(original)
+    def stand_in(
+        self: Any, pred_kpts: Tensor, gt_kpts: Tensor, kpt_mask: Tensor, area: Tensor
+    ) -> Tensor:
+        if not (
+            _is_plain(pred_kpts)
+            and _is_plain(gt_kpts)
+            and type(kpt_mask) in PLAIN
+            and _is_plain(area)
+            and pred_kpts.dim() == gt_kpts.dim() == 3
+            and pred_kpts.shape[:2] == gt_kpts.shape[:2] == kpt_mask.shape
+            and area.shape == (len(pred_kpts), 1)
+            and pred_kpts.numel() > 0
+            and not gt_kpts.requires_grad
+        ):
+            return original(self, pred_kpts, gt_kpts, kpt_mask, area)
+        loss = functional.object_keypoint_similarity_loss(
+            pred_kpts[..., :2], gt_kpts[..., :2], kpt_mask, area.squeeze(1), self.sigmas
+        )
+        return loss.to(torch.result_type(pred_kpts, gt_kpts))
 
     return stand_in
 
@@ -140,7 +183,7 @@ def _is_plain(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and are_plain(tensor, tensor) and has_kernels(tensor)
 
 
-def _are_boxes(first: Tensor, second: Tensor) -> bool:
+def _are_boxes(first: Tensor, second: Tensor, coordinates: int = 4) -> bool:
     """Whether these are boxes that the kernels take."""
     return (
         _is_plain(first)
@@ -148,7 +191,7 @@ def _are_boxes(first: Tensor, second: Tensor) -> bool:
         and first.device == second.device
         and first.dim() > 0
         and second.dim() > 0
-        and first.shape[-1] == second.shape[-1] == 4
+        and first.shape[-1] == second.shape[-1] == coordinates
     )
 
 
@@ -261,6 +304,8 @@ ULTRALYTICS = Framework(
     newest=(8, 4),
     replacements=(
         Replacement("ultralytics.utils.metrics", "bbox_iou", _bbox_iou),
+        Replacement("ultralytics.utils.metrics", "probiou", _probiou),
+        Replacement("ultralytics.utils.loss", "KeypointLoss.forward", _keypoint_loss),
         Replacement("ultralytics.utils.loss", "DFLoss.__call__", _distribution_focal_loss),
         Replacement("ultralytics.utils.loss", "FocalLoss.forward", _focal_loss),
         Replacement("ultralytics.utils.loss", "VarifocalLoss.forward", _varifocal_loss),
