@@ -183,16 +183,16 @@ def _shifted_rotated_boxes(places: Tensor, case: Case) -> Sequence[Curve]:
 
 def _shifted_keypoints(places: Tensor, case: Case) -> Sequence[Curve]:
     """A keypoint that moves sideways over its target, for two of COCO's kinds."""
-    keypoints = torch.stack((SIDE * places, torch.zeros_like(places)), -1)[:, None]
+    keypoints = torch.stack((SIDE * places, torch.zeros_like(places)), -1)
     return [
         Curve(
             label,
             {
                 "keypoints": keypoints,
                 "targets": torch.zeros_like(keypoints),
-                "visibility": torch.ones(POINTS, 1, dtype=torch.bool),
-                "area": torch.full_like(places, SIDE * SIDE),
-                "sigmas": torch.tensor([sigma], dtype=torch.float64),
+                "visibility": torch.ones(POINTS, dtype=torch.bool),
+                "area": torch.full((), SIDE * SIDE, dtype=torch.float64),
+                "sigmas": torch.full_like(places, sigma),
             },
             dashed=label == "eye",
         )
@@ -238,9 +238,9 @@ _OF_FAMILY: dict[Family, Axis | None] = {
     ),
     KEYPOINTS: Axis(
         "distance, in sides of the object",
-        _places(-1, 1),
+        _places(-0.4, 0.4),
         _shifted_keypoints,
-        lambda g: SIDE * g[..., 0, 0],
+        lambda g: SIDE * g[..., 0],
     ),
     CROWD: Axis("shift towards another object", _places(-0.5, 1.5), _crowd, _along_x),
     DETECTION_LOGITS: Axis("logit", _places(-6, 6), _LOGITS),
