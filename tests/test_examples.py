@@ -19,6 +19,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import train_detector as program
+import train_frameworks
 import train_translator
 from detection.assigner import Assignment, TaskAlignedAssigner
 from detection.evaluation import (
@@ -462,3 +463,32 @@ class TestTranslatorProgram:
         assert not train_translator.parse_arguments(["--bleu-steps", "9"]).is_default_training()
         with pytest.raises(SystemExit):
             train_translator.parse_arguments(["--samples", "0"])
+
+
+# -------------------------------------------------------------------------------------- frameworks
+
+
+@pytest.mark.parametrize("framework", ["torchvision", "ultralytics"])
+def test_a_framework_is_trained_stock_and_patched(
+    framework: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    pytest.importorskip(framework)
+    threads = torch.get_num_threads()
+    try:
+        status = train_frameworks.main([framework, "--steps", "3", "--batch", "2"])
+    finally:
+        torch.set_num_threads(threads)
+    shown = capsys.readouterr().out
+    assert status == 0, shown
+    assert "left out" not in shown
+    assert f" {framework} " in shown
+
+
+def test_frameworks_that_are_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_frameworks.main(["caffe"])
+    assert "framework must be among torchvision, ultralytics, got caffe" in capsys.readouterr().err

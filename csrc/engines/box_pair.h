@@ -31,7 +31,7 @@ struct BoxPairArguments {
   Input extra;                            // [...], for the formulas that have it
   Output gradient1, gradient2;  // [..., coordinates] with coordinate stride 1; null: not wanted.
                                 // The second only with the first.
-  LossOutput loss_output;  // values: contiguous
+  LossOutput loss_output;       // values: contiguous
   Scale loss_scale, gradient_scale;
   bool is_double = false;
 };

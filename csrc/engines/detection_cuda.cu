@@ -144,19 +144,39 @@ FASTLOSS_DEVICE_INLINE void for_each_best(int64_t anchors, int64_t count, const 
   }
 }
 
-// The predicted boxes of the anchors that a box reaches.
-template <class T>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    decode_kernel(const __grid_constant__ AssignmentArguments arguments) {
+// Calls visit(assignment, anchor) for the anchors of this thread.
+template <class T, class Visit>
+FASTLOSS_DEVICE_INLINE void for_each_anchor(const AssignmentArguments& arguments,
+                                            const Visit& visit) {
   const int64_t items = arguments.batch * arguments.anchors;
   for (int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x; item < items;
        item += int64_t{gridDim.x} * kThreads) {
     const int64_t image = item / arguments.anchors, a = item - image * arguments.anchors;
+    visit(Assignment<T>(arguments, image), a);
+  }
+}
+
+// Calls visit(assignment, target, label) for the boxes of this block.
+template <class T, class Visit>
+FASTLOSS_DEVICE_INLINE void for_each_box(const AssignmentArguments& arguments, const Visit& visit) {
+  const int64_t items = arguments.batch * arguments.targets;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const int64_t image = item / arguments.targets, g = item - image * arguments.targets;
     const Assignment<T> assignment(arguments, image);
+    const int64_t label = assignment.image.label(g);
+    if (label >= 0) visit(assignment, g, label);
+  }
+}
+
+// The predicted boxes of the anchors that a box reaches.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    decode_kernel(const __grid_constant__ AssignmentArguments arguments) {
+  for_each_anchor<T>(arguments, [&](const Assignment<T>& assignment, int64_t a) {
     bool is_reached = false;
     for (int64_t g = 0; g < arguments.targets && !is_reached; ++g)
       is_reached = assignment.image.label(g) >= 0 && assignment.reaches(g, a);
-    if (!is_reached) continue;
+    if (!is_reached) return;
     T means[kSides];
     FASTLOSS_UNROLL
     for (int side = 0; side < kSides; ++side) {
@@ -171,19 +191,14 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     *assignment.predicted(1, a) = box.y1 * stride;
     *assignment.predicted(2, a) = box.x2 * stride;
     *assignment.predicted(3, a) = box.y2 * stride;
-  }
+  });
 }
 
 // One block per box: the anchors that suit it best.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     choose_kernel(const __grid_constant__ AssignmentArguments arguments) {
-  const int64_t items = arguments.batch * arguments.targets;
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const int64_t image = item / arguments.targets, g = item - image * arguments.targets;
-    const Assignment<T> assignment(arguments, image);
-    const int64_t label = assignment.image.label(g);
-    if (label < 0) continue;
+  for_each_box<T>(arguments, [&](const Assignment<T>& assignment, int64_t g, int64_t label) {
     int32_t* const chosen = assignment.chosen(g);
     for (int64_t k = threadIdx.x; k < arguments.topk; k += kThreads) chosen[k] = -1;
     __syncthreads();
@@ -195,18 +210,14 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
         [&](int64_t rank, const Candidate<T>& best) {
           if (threadIdx.x == 0) chosen[rank] = static_cast<int32_t>(best.anchor);
         });
-  }
+  });
 }
 
 // One thread per anchor: of several boxes that chose it, the one that it overlaps most.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     settle_kernel(const __grid_constant__ AssignmentArguments arguments) {
-  const int64_t items = arguments.batch * arguments.anchors;
-  for (int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x; item < items;
-       item += int64_t{gridDim.x} * kThreads) {
-    const int64_t image = item / arguments.anchors, a = item - image * arguments.anchors;
-    const Assignment<T> assignment(arguments, image);
+  for_each_anchor<T>(arguments, [&](const Assignment<T>& assignment, int64_t a) {
     int64_t first = -1;
     bool several = false;
     for (int64_t g = 0; g < arguments.targets && !several; ++g) {
@@ -230,19 +241,14 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     }
     assignment.index(a) = first;
     assignment.score(a) = T(0);
-  }
+  });
 }
 
 // One block per box: the scores of its anchors.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     share_kernel(const __grid_constant__ AssignmentArguments arguments) {
-  const int64_t items = arguments.batch * arguments.targets;
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const int64_t image = item / arguments.targets, g = item - image * arguments.targets;
-    const Assignment<T> assignment(arguments, image);
-    const int64_t label = assignment.image.label(g);
-    if (label < 0) continue;
+  for_each_box<T>(arguments, [&](const Assignment<T>& assignment, int64_t g, int64_t label) {
     const auto alignment = [&](int64_t a) { return assignment.alignment(g, label, a); };
     Candidate<T> last{T(0), -1};  // that keeps the box
     if (arguments.topk2 > 0) {
@@ -270,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
       if (assignment.index(a) == g)
         assignment.score(a) = alignment(a).metric * closest / (highest + T(1e-9));
     }
-  }
+  });
 }
 
 template <class T>
