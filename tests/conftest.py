@@ -19,6 +19,23 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+# Tests of minutes each, which compile or run other builds.
+_SLOW = ("test_cuda_emulation.py", "test_cuda_compile.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come first, so that no process is alone with one at the end.
+
+    pytest-xdist's two processes begin with a half of the list each: one compiles the emulation
+    while the other one runs nvcc, and the emulated tests are shared out.
+    """
+    emulated, compiled = ([item for item in items if item.path.name == name] for name in _SLOW)
+    quick = [item for item in items if item.path.name not in _SLOW]
+    first, second = emulated[::2], compiled + emulated[1::2]
+    half = max(len(items) // 2 - len(first), 0)
+    items[:] = [*first, *quick[:half], *second, *quick[half:]]
+
+
 @pytest.fixture
 def gpu() -> str:
     """A GPU, for what is asked of no other device."""
