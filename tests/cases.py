@@ -356,7 +356,7 @@ def _keypoints(shape: Shape, generator: Generator) -> dict[str, Tensor]:
     points = (*shape, KEYPOINTS_OF_AN_OBJECT)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=torch.float64)
+        return torch.randn(size, generator=generator, dtype=torch.float64)
 
     targets = 50 + 20 * normal(*points, 2)
     visible = torch.rand(points, generator=generator, dtype=torch.float64) < 0.7
