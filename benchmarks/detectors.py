@@ -9,7 +9,6 @@ ultralytics' ``v8DetectionLoss``, with everything below, run as they are install
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -20,30 +19,15 @@ from torch import Generator, Tensor, nn
 import fastloss
 from benchmarks.baselines import Baseline
 from tests.cases import Case, Family, Shape
+from tests.peers import import_torchvision
 
 # ------------------------------------------------------------------------------------- RetinaNet
-
-# torch's builds for CPUs have no matching torchvision. Its Python code works, once the operators
-# that it asks for by name are declared. Dropping this would take them back.
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 
 # Heights and widths of the feature maps of an image of 800 × 1344, and the sides of the anchors.
 _MAPS = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))
 _SIZES = tuple(tuple(2 ** (5 + level + third / 3) for third in range(3)) for level in range(5))
 _ASPECTS = (0.5, 1.0, 2.0)
 _IMAGE = (800, 1344)
-
-
-@functools.cache
-def _torchvision(name: str) -> Any:
-    try:
-        return importlib.import_module(f"torchvision.{name}")
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-        for operator in ("nms", "qnms"):
-            _OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou) -> Tensor")
-        return importlib.import_module(f"torchvision.{name}")
 
 
 def _anchors() -> Tensor:
@@ -88,7 +72,7 @@ class _Model(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        retinanet = _torchvision("models.detection.retinanet")
+        retinanet = import_torchvision("models.detection.retinanet")
         self.head = retinanet.RetinaNetHead(1, 1, classes)
         self.proposal_matcher = retinanet.det_utils.Matcher(0.5, 0.4, True)
 
@@ -102,7 +86,7 @@ def retinanet_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """The sum of RetinaNet's losses, by torchvision."""
-    retinanet = _torchvision("models.detection.retinanet")
+    retinanet = import_torchvision("models.detection.retinanet")
     losses = retinanet.RetinaNet.compute_loss(
         _model(logits.shape[2]),
         [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)],
@@ -117,7 +101,7 @@ _model = functools.cache(_Model)
 
 def patched_retinanet_loss(**arguments: Any) -> Tensor:
     """The same under the patch."""
-    _torchvision("models.detection.retinanet")
+    import_torchvision("models.detection.retinanet")
     with fastloss.patch("torchvision"):
         return retinanet_loss(**arguments)
 

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import pytest
 import torch
+from peers import import_torchvision
 
 import fastloss
 
@@ -52,25 +52,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param if request.param == "cpu" else request.getfixturevalue("gpu")
 
 
-# Dropping it would take the operators back.
-_operators = torch.library.Library("torchvision", "FRAGMENT")
-
-
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
-    """torchvision, also one that was built for another torch.
-
-    torch's builds for CPUs have no matching torchvision. Its extension cannot be loaded then, but
-    its Python code works, once the two operators it asks for by name are declared.
-    """
+    """torchvision, also one that was built for another torch."""
     try:
-        importlib.import_module("torchvision")
+        import_torchvision("models.detection")
     except ImportError as error:
         pytest.skip(f"torchvision cannot be imported: {error}")
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-        for name in ("nms", "qnms"):
-            _operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    importlib.import_module("torchvision.models.detection")
-    return importlib.import_module("torchvision")
+    module: ModuleType = import_torchvision()
+    return module

@@ -38,6 +38,8 @@ from translation.model import Translator
 from translation.numbers import END, LARGEST, WORDS, draw_numbers, read, spell, translate
 from translation.training import IGNORED, LONGEST, evaluate, labels_of, log_probabilities
 
+import fastloss
+
 
 def objects(*rows: tuple[list[float], int, float]) -> Objects:
     """Makes objects from (box, label, score)."""
@@ -468,7 +470,7 @@ class TestTranslatorProgram:
 # -------------------------------------------------------------------------------------- frameworks
 
 
-@pytest.mark.parametrize("framework", ["torchvision", "ultralytics"])
+@pytest.mark.parametrize("framework", train_frameworks.FRAMEWORKS)
 def test_a_framework_is_trained_stock_and_patched(
     framework: str,
     tmp_path: Path,
@@ -476,7 +478,8 @@ def test_a_framework_is_trained_stock_and_patched(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
-    pytest.importorskip(framework)
+    if not fastloss.patch.available()[framework].usable:
+        pytest.skip(f"{framework} is not installed")
     threads = torch.get_num_threads()
     try:
         status = train_frameworks.main([framework, "--steps", "3", "--batch", "2"])
@@ -491,4 +494,7 @@ def test_a_framework_is_trained_stock_and_patched(
 def test_frameworks_that_are_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train_frameworks.main(["caffe"])
-    assert "framework must be among torchvision, ultralytics, got caffe" in capsys.readouterr().err
+    assert (
+        "framework must be among torchvision, transformers, ultralytics, got"
+        in capsys.readouterr().err
+    )
