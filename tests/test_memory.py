@@ -40,8 +40,11 @@ def step(case: Case, arguments: Arguments) -> None:
 
 
 def allocates_nothing_else(case: Case) -> bool:
-    """(A mask of rows goes into the labels, eight bytes a row.)"""
-    return case.family.element_wise and case.id != "policy_gradient_loss-mask"
+    """(A mask of rows goes into the labels, eight bytes a row; what visibility, area and sigma come
+    down to are two numbers per keypoint.)
+    """
+    others = ("policy_gradient_loss-mask", "object_keypoint_similarity_loss")
+    return case.family.element_wise and case.id not in others
 
 
 def size(case: Case) -> tuple[int, ...]:

@@ -408,7 +408,10 @@ def test_every_operator_is_registered() -> None:
         if name.startswith("fastloss::")
     }
     expected = {"scale_", "label_total"}
-    backward = ("box_matrix", "region", "ranked_region", "batch_hard")
+    backward = (
+        *("box_matrix", "region", "ranked_region", "batch_hard"),
+        "task_aligned_detection_loss",
+    )
     expected |= {f"{name}_backward" for name in backward}
     expected |= {
         f"{engine}{suffix}" for engine in ENGINES for suffix in ("", "_reference", "_forward")
