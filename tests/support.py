@@ -5,6 +5,7 @@ tests.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, TOLERANCES, Arguments, Case, Tolerance
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 def each_case(
@@ -126,3 +127,17 @@ def without_places(graph: torch.Graph) -> str:
     have any name.
     """
     return re.sub(r" # \S+:\d+:\d+", "", str(graph))
+
+
+def join_processes(rank: int, processes: int, folder: str) -> distributed.ProcessGroup:
+    """Makes this the process of a rank, among those that meet in a folder."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=processes,
+        timeout=datetime.timedelta(seconds=120),
+    )
+    group: distributed.ProcessGroup = distributed.group.WORLD
+    return group

@@ -5,7 +5,6 @@ takes several sweeps, bad input, and several processes.
 
 from __future__ import annotations
 
-import datetime
 import math
 import re
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from cases import DTYPES, TOLERANCES, Arguments, Case, find_case
-from support import assert_close
+from support import assert_close, join_processes
 from test_memory import allocations
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -279,15 +278,7 @@ DISTRIBUTED = [
 
 def process(rank: int, folder: str) -> None:
     """One of the processes: what it finds goes to a file."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=PROCESSES,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    group = distributed.group.WORLD
+    group = join_processes(rank, PROCESSES, folder)
     results: dict[Any, Any] = {}
     for id, reduction in DISTRIBUTED:
         case = find_case(id)

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support import join_processes
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -210,15 +210,7 @@ def mistakes(rank: int, group: distributed.ProcessGroup) -> Results:
 
 def process(rank: int, folder: str) -> None:
     """One of the processes: what it finds goes to a file."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=PROCESSES,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    group = distributed.group.WORLD
+    group = join_processes(rank, PROCESSES, folder)
     results: Results = {
         "DistributedDataParallel": train("DistributedDataParallel", rank),
         "fully_shard": train("fully_shard", rank),

@@ -6,8 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
-from detection.scenes import Scenes
+import torch
+from detection.scenes import SCENE_SIZE, Scenes
 from torch import Tensor, nn
+
+
+def relative_boxes(corners: Tensor) -> Tensor:
+    """Boxes as centre and sides, in sides of the scene."""
+    boxes = corners / SCENE_SIZE
+    return torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), dim=1)
 
 
 class Trainee(Protocol):

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-from detection.scenes import NUM_CLASSES, SCENE_SIZE, Scenes
+from detection.scenes import NUM_CLASSES, Scenes
 from torch import Tensor, nn
+
+from .trainee import relative_boxes
 
 
 class WithTransformers:
@@ -62,9 +63,8 @@ class WithTransformers:
         logits, boxes = predictions
         labels = []
         for corners, classes, valid in zip(scenes.boxes, scenes.labels, scenes.valid, strict=True):
-            here = corners[valid] / SCENE_SIZE
-            center, sides = (here[:, :2] + here[:, 2:]) / 2, here[:, 2:] - here[:, :2]
-            labels.append({"class_labels": classes[valid], "boxes": torch.cat((center, sides), 1)})
+            boxes_here = relative_boxes(corners[valid])
+            labels.append({"class_labels": classes[valid], "boxes": boxes_here})
         total: Tensor = self._loss(
             logits[-1], labels, logits.device, boxes[-1], self._config, logits, boxes
         )[0]

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-from detection.scenes import NUM_CLASSES, SCENE_SIZE, Scenes
+from detection.scenes import NUM_CLASSES, Scenes
 from torch import Tensor, nn
+
+from .trainee import relative_boxes
 
 
 class WithUltralytics:
@@ -33,12 +34,10 @@ class WithUltralytics:
     def criterion(self, predictions: Any, scenes: Scenes) -> Tensor:
         """The sum of the three losses."""
         images, _ = scenes.valid.nonzero(as_tuple=True)
-        boxes = scenes.boxes[scenes.valid] / SCENE_SIZE
-        center, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         batch = {
             "batch_idx": images.float(),
             "cls": scenes.labels[scenes.valid].float(),
-            "bboxes": torch.cat((center, sides), dim=1),
+            "bboxes": relative_boxes(scenes.boxes[scenes.valid]),
         }
         loss, _ = self._criterion(predictions, batch)
         total: Tensor = loss.sum()

@@ -18,8 +18,10 @@ __all__ = [
     "REDUCTIONS",
     "are_plain",
     "autocasts",
+    "corners",
     "has_kernels",
     "in_dtype_of",
+    "is_served",
     "scripted_as",
     "unless_refused",
 ]
@@ -73,6 +75,17 @@ def scripted_as(original: Function, stand_in: Function) -> Function:
 def has_kernels(tensor: Tensor) -> bool:
     """Whether there are kernels where a tensor lies."""
     return tensor.is_cpu or (tensor.is_cuda and _HAS_CUDA)
+
+
+def is_served(tensor: Tensor) -> bool:
+    """Whether this is a floating tensor that the kernels take."""
+    return are_plain(tensor, tensor) and has_kernels(tensor)
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) of centre and sides as x1, y1, x2, y2."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 def unless_refused(kernel: Function, *arguments: Any, **options: Any) -> Tensor | None:

@@ -25,7 +25,14 @@ from torch import Tensor
 
 from fastloss import functional
 
-from ._adapters import PLAIN, REDUCTIONS, are_plain, has_kernels, in_dtype_of, unless_refused
+from ._adapters import (
+    PLAIN,
+    REDUCTIONS,
+    are_plain,
+    in_dtype_of,
+    is_served,
+    unless_refused,
+)
 from .patching import Framework, Function, Replacement
 
 # Nothing beside any area that is to be trained on, where theirs is only a lower bound.
@@ -94,8 +101,7 @@ def _is_of_kernels(
     """Whether the kernels reduce as the module does."""
     reduction = override or module.reduction
     return (
-        are_plain(pred, pred)
-        and has_kernels(pred)
+        is_served(pred)
         and pred.numel() > 0  # their mean over nothing is NaN
         and pred.dim() == 2
         and reduction in REDUCTIONS

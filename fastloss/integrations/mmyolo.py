@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastloss import functional
 
-from ._adapters import REDUCTIONS, are_plain, has_kernels, unless_refused
+from ._adapters import REDUCTIONS, are_plain, corners, has_kernels, unless_refused
 from .patching import Framework, Function, Replacement
 
 _KERNELS = {
@@ -51,7 +51,7 @@ def _iou_loss(original: Function) -> Function:
             and (weight is None or bool((weight > 0).any()))
         ):
             boxes = (
-                (_corners(pred), _corners(target)) if self.bbox_format == "xywh" else (pred, target)
+                (corners(pred), corners(target)) if self.bbox_format == "xywh" else (pred, target)
             )
             losses = unless_refused(_KERNELS[self.iou_mode], *boxes, reduction="none", eps=self.eps)
         if losses is None:
@@ -62,11 +62,6 @@ def _iou_loss(original: Function) -> Function:
         return (loss, 1 - losses) if self.return_iou else loss
 
     return forward
-
-
-def _corners(boxes: Tensor) -> Tensor:
-    center, half = boxes[..., :2], 0.5 * boxes[..., 2:]
-    return torch.cat((center - half, center + half), -1)
 
 
 MMYOLO = Framework(

@@ -32,6 +32,7 @@ from ._adapters import (
     are_plain,
     has_kernels,
     in_dtype_of,
+    is_served,
     scripted_as,
     unless_refused,
 )
@@ -206,8 +207,7 @@ def _fcos_head(original: Function) -> Function:
 def _are_dense(logits: Tensor, targets: list[dict[str, Tensor]], matches: list[Tensor]) -> bool:
     """Whether these are logits (B, A, C), and for each image its labels and matches (A,)."""
     return (
-        are_plain(logits, logits)
-        and has_kernels(logits)
+        is_served(logits)
         and logits.dim() == 3
         and logits.numel() > 0
         and len(logits) == len(targets) == len(matches)

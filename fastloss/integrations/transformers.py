@@ -28,7 +28,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fastloss import functional
 
-from ._adapters import FLOATING, PLAIN, are_plain, has_kernels, in_dtype_of, unless_refused
+from ._adapters import (
+    FLOATING,
+    PLAIN,
+    are_plain,
+    corners,
+    has_kernels,
+    in_dtype_of,
+    is_served,
+    unless_refused,
+)
 from .patching import Framework, Function, Replacement
 
 Outputs = dict[str, Any]
@@ -140,9 +149,7 @@ def _loss_boxes(original: Function) -> Function:
             found: dict[str, Tensor] = original(self, outputs, targets, indices, num_boxes)
             return found
         predicted, target = pair
-        giou = functional.generalized_box_iou_loss(
-            _corners(predicted), _corners(target), "sum", _EPS
-        )
+        giou = functional.generalized_box_iou_loss(corners(predicted), corners(target), "sum", _EPS)
         return {
             "loss_bbox": functional.l1_loss(predicted, target, reduction="sum") / num_boxes,
             "loss_giou": giou / num_boxes,
@@ -171,7 +178,7 @@ def _loss_labels_vfl(original: Function) -> Function:
         negatives = functional.asymmetric_loss(
             logits, no_target, gamma_neg=self.gamma, clip=0.0, reduction="sum"
         )
-        predicted, target = (_corners(boxes.detach()) for boxes in pair)
+        predicted, target = (corners(boxes.detach()) for boxes in pair)
         iou = 1 - functional.box_iou_loss(predicted, target, reduction="none", eps=_EPS)
         labels = torch.cat(
             [
@@ -280,8 +287,7 @@ def _has_logits(criterion: Any, outputs: Outputs, targets: Targets) -> bool:
     logits = outputs.get("logits")
     return (
         logits is not None
-        and are_plain(logits, logits)
-        and has_kernels(logits)
+        and is_served(logits)
         and logits.dim() == 3
         and logits.numel() > 0
         and logits.shape[2] == criterion.num_classes
@@ -292,11 +298,6 @@ def _has_logits(criterion: Any, outputs: Outputs, targets: Targets) -> bool:
 def _are_proper(boxes: Tensor) -> bool:
     """Whether no box (..., 4) has a negative side."""
     return bool((boxes[..., 2:] >= 0).all())
-
-
-def _corners(boxes: Tensor) -> Tensor:
-    center, half = boxes[..., :2], 0.5 * boxes[..., 2:]
-    return torch.cat((center - half, center + half), -1)
 
 
 _DETR = "transformers.loss.loss_for_object_detection"

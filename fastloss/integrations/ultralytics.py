@@ -32,7 +32,7 @@ from torch import Tensor
 
 from fastloss import functional
 
-from ._adapters import PLAIN, are_plain, has_kernels
+from ._adapters import PLAIN, are_plain, corners, has_kernels, is_served
 from .patching import Framework, Function, Replacement
 
 # ------------------------------------------------------------------------------- single functions
@@ -53,7 +53,7 @@ def _bbox_iou(original: Function) -> Function:
             return original(box1, box2, xywh, GIoU, DIoU, CIoU, eps)
         first, second = torch.broadcast_tensors(box1, box2)
         if xywh:
-            first, second = _corners(first), _corners(second)
+            first, second = corners(first), corners(second)
         loss = (
             functional.complete_box_iou_loss
             if CIoU
@@ -91,10 +91,10 @@ def _keypoint_loss(original: Function) -> Function:
         self: Any, pred_kpts: Tensor, gt_kpts: Tensor, kpt_mask: Tensor, area: Tensor
     ) -> Tensor:
         if not (
-            _is_plain(pred_kpts)
-            and _is_plain(gt_kpts)
+            is_served(pred_kpts)
+            and is_served(gt_kpts)
             and type(kpt_mask) in PLAIN
-            and _is_plain(area)
+            and is_served(area)
             and pred_kpts.dim() == gt_kpts.dim() == 3
             and pred_kpts.shape[:2] == gt_kpts.shape[:2] == kpt_mask.shape
             and area.shape == (len(pred_kpts), 1)
@@ -114,8 +114,8 @@ def _distribution_focal_loss(original: Function) -> Function:
     @functools.wraps(original)
     def stand_in(self: Any, pred_dist: Tensor, target: Tensor) -> Tensor:
         if not (
-            _is_plain(pred_dist)
-            and _is_plain(target)
+            is_served(pred_dist)
+            and is_served(target)
             and pred_dist.dim() == 2
             and pred_dist.shape == (target.numel(), self.reg_max)
             and target.dim() == 2
@@ -164,7 +164,7 @@ def _varifocal_loss(original: Function) -> Function:
             and are_plain(pred_score, gt_score)
             and has_kernels(pred_score)
             and pred_score.dim() > 1
-            and _is_plain(label)
+            and is_served(label)
             and label.shape == pred_score.shape
             and not (gt_score.requires_grad or label.requires_grad)
         ):
@@ -179,26 +179,16 @@ def _varifocal_loss(original: Function) -> Function:
     return stand_in
 
 
-def _is_plain(tensor: object) -> bool:
-    return isinstance(tensor, Tensor) and are_plain(tensor, tensor) and has_kernels(tensor)
-
-
 def _are_boxes(first: Tensor, second: Tensor, coordinates: int = 4) -> bool:
     """Whether these are boxes that the kernels take."""
     return (
-        _is_plain(first)
-        and _is_plain(second)
+        is_served(first)
+        and is_served(second)
         and first.device == second.device
         and first.dim() > 0
         and second.dim() > 0
         and first.shape[-1] == second.shape[-1] == coordinates
     )
-
-
-def _corners(boxes: Tensor) -> Tensor:
-    """From centre and sides to the corners."""
-    center, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat((center - half, center + half), dim=-1)
 
 
 # ----------------------------------------------------------------------- the criterion of detection
@@ -221,8 +211,8 @@ def _detection_criterion(original: Function) -> Function:
             and type(criterion.bce) is torch.nn.BCEWithLogitsLoss
             and criterion.use_dfl
             and criterion.assigner.eps == 1e-9
-            and _is_plain(logits)
-            and _is_plain(distances)
+            and is_served(logits)
+            and is_served(distances)
             and logits.numel() > 0
         )
 
